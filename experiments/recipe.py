@@ -90,7 +90,8 @@ class Training:
             {"params": matrices, "weight_decay": self.weight_decay},
             {"params": others, "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW(groups, lr=self.lr, betas=tuple(self.betas), eps=self.eps)  # type: ignore[arg-type]
+        betas = (self.betas[0], self.betas[1])
+        return torch.optim.AdamW(groups, lr=self.lr, betas=betas, eps=self.eps, fused=True)
 
 
 def _has_flag(flag: str) -> bool:

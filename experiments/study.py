@@ -122,7 +122,7 @@ class Study:
             inputs["plan"] = plan
         if self.kept is not None:
             inputs["kept"] = hashlib.sha256(np.sort(self.kept).astype("<i8").tobytes()).hexdigest()[:16]
-        return self.get(Stage("train", 1, config, inputs), self._train, collective=True)
+        return self.get(Stage("train", 2, config, inputs), self._train, collective=True)
 
     def _fetch(self, folder: Path) -> None:
         self.model_spec.build(()).save(folder)

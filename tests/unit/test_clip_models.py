@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from experiments.clip import STATISTICS, OpenCLIP, SmallCLIP, TrainedModel
+from experiments.tower import Convolution
 
 TINY = {
     "embed_dim": 16,
@@ -131,3 +132,19 @@ def test_a_checkpoint_is_used_as_it_is_unless_it_is_fine_tuned(tmp_path):
 def test_bad_specifications_are_refused_at_once(options, message):
     with pytest.raises(ValueError, match=message):
         OpenCLIP(**options)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_towers_product_is_the_convolution_and_so_are_its_gradients(layout):
+    torch.manual_seed(0)
+    convolution = Convolution(6, 5).to(memory_format=layout).double()
+    x = torch.randn(3, 6, 2, 2, dtype=torch.float64, requires_grad=True)
+    quick, plain = convolution(x), torch.nn.Conv2d.forward(convolution, x)
+    pull = torch.randn_like(plain)
+    torch.testing.assert_close(quick, plain)
+    for one, other in zip(
+        torch.autograd.grad(quick, [x, convolution.weight], pull),
+        torch.autograd.grad(plain, [x, convolution.weight], pull),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
