@@ -35,10 +35,10 @@ check: $(READY)  ## linter, types, import rules
 bench: $(READY)  ## speed ratios, all from one run on this machine
 	$(BIN)/python -m experiments.bench
 
-# One after the other: the first ones train, the later ones find their models in the store. A sweep that ended
+# Sweep after sweep: the first ones train, the later ones find their models in the store. A sweep that ended
 # well leaves store/sweeps/<experiment>, and runs again only if a file that may change its results is newer; even
-# then it computes only what the store lacks. SWEEP holds more overrides, such as
-#   make paper SWEEP='hydra/launcher=processes runtime.threads=1 runtime.workers=1'
+# then it computes only what the store lacks. Two jobs at a time, LOOKOUT_JOBS for more; SWEEP holds other overrides.
+SWEEP ?= hydra/launcher=processes runtime.workers=1
 STORE := store
 EXPERIMENTS := seeds main_table poison_rate k scope collapse modality normalise lid_estimators epochs \
 	architecture natural_backdoor clean_data adaptive cost

@@ -1,0 +1,72 @@
+"""Gentle changes to an image that leave what it shows, but seldom a trigger.
+
+Each view breaks one way of hiding a trigger: mirroring and turning break what depends on place and direction (warps,
+stripes, blended pictures), smoothing breaks fine patterns and patches, changes of colour break filters. All take and
+give images (b, 3, H, W) in [0, 1]; none draws at random, so that a score does not depend on the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MEAN, STD = (0.48, 0.46, 0.41), 0.27
+"""Usual channel means and standard deviation of photographs (CLIP's, rounded)."""
+
+
+def mirrored(x: Tensor) -> Tensor:
+    return x.flip(3)
+
+
+def turned(x: Tensor) -> Tensor:
+    """By 14 degrees, the corners filled with the edge's reflection."""
+    import torch
+    from torch.nn import functional
+
+    turn = torch.tensor([[0.97, -0.24, 0.0], [0.24, 0.97, 0.0]], device=x.device, dtype=x.dtype)
+    grid = functional.affine_grid(turn.expand(len(x), 2, 3), list(x.shape), align_corners=False)
+    return functional.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+
+
+def smoothed(x: Tensor) -> Tensor:
+    """By a Gaussian of 0.7 pixels."""
+    from torchvision.transforms.v2 import functional
+
+    return functional.gaussian_blur(x, [5, 5], [0.7, 0.7])
+
+
+def halved(x: Tensor) -> Tensor:
+    """At half the resolution, and back."""
+    from torch.nn import functional
+
+    small = functional.interpolate(x, scale_factor=0.5, mode="area")
+    return functional.interpolate(small, size=x.shape[2:], mode="bicubic").clamp(0, 1)
+
+
+def levelled(x: Tensor) -> Tensor:
+    """With the channel means and the spread of an average photograph."""
+    mean = x.new_tensor(MEAN).view(1, 3, 1, 1)
+    spread = x.std(dim=(2, 3), keepdim=True).clamp(min=1e-3)
+    return ((x - x.mean(dim=(2, 3), keepdim=True)) / spread * STD + mean).clamp(0, 1)
+
+
+def tinted(x: Tensor) -> Tensor:
+    """Each channel mixed with a sixth of the next."""
+    return (x * 5 + x.roll(1, dims=1)) / 6
+
+
+def exchanged(x: Tensor) -> Tensor:
+    """Red, green and blue change places."""
+    return x[:, [2, 0, 1]]
+
+
+def darkened(x: Tensor) -> Tensor:
+    return x**1.5
+
+
+VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
+    view.__name__: view for view in (mirrored, turned, smoothed, halved, levelled, tinted, exchanged, darkened)
+}
