@@ -28,10 +28,12 @@ CONTROL_ATTACKS = {"mislabel": "target caption without a trigger", "none": "no p
 DENSITY_RATIO = ("slof", "dao", "lof", "multiscale_slof", "multi_slof")
 
 _DETECTORS = {  # name: (label, colour)
+    "tandem": ("Tandem", "#AA4499"),
     "slof": ("SLOF", "#0072B2"),
     "dao": ("DAO", "#D55E00"),
     "lof": ("LOF", "#009E73"),
     "kdist": ("k-dist", "#56B4E9"),
+    "flicker": ("Flicker", "#44AA99"),
     "lid": ("LID", "#CC79A7"),
     "forest": ("Isolation forest", "#E69F00"),
     "isolation_forest": ("Isolation forest", "#E69F00"),
@@ -43,7 +45,7 @@ _DETECTORS = {  # name: (label, colour)
     "cognitive_distillation": ("Cognitive Distillation", "#332288"),
     "cd": ("Cognitive Distillation", "#332288"),
 }
-_SPARE = ("#44AA99", "#AA4499", "#117733", "#661100", "#6699CC", "#AA4466", "#4B6A2E", "#7B5EA7")
+_SPARE = ("#117733", "#661100", "#6699CC", "#AA4466", "#4B6A2E", "#7B5EA7")
 _ATTACKS = {
     "badnets": "BadNets", "blended": "Blended", "wanet": "WaNet", "sig": "SIG", "nashville": "Nashville",
     "blto": "BLTO", "clean_label": "Clean label", "multi_trigger": "Multi-trigger", "mislabel": "Mislabelled",

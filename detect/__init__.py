@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from detect.cognitive_distillation import CognitiveDistillation
     from detect.dao import DAO
     from detect.embeddings import Embeddings, Evidence
+    from detect.flicker import Flicker
     from detect.forest import IsolationForest
     from detect.kdist import KDistance
     from detect.lid import LID
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from detect.safeclip import SafeCLIP
     from detect.slof import SLOF
     from detect.subspace import SubspaceDetection
+    from detect.tandem import Tandem
 
 _HOME = {
     "ABL": "abl",
@@ -40,6 +42,7 @@ _HOME = {
     "Detector": "base",
     "Embeddings": "embeddings",
     "Evidence": "embeddings",
+    "Flicker": "flicker",
     "IsolationForest": "forest",
     "KDistance": "kdist",
     "LID": "lid",
@@ -54,6 +57,7 @@ _HOME = {
     "SafeCLIP": "safeclip",
     "Scores": "metrics",
     "SubspaceDetection": "subspace",
+    "Tandem": "tandem",
     "evaluate": "metrics",
     "find_neighbours": "neighbours",
 }
@@ -71,6 +75,7 @@ __all__ = [
     "Detector",
     "Embeddings",
     "Evidence",
+    "Flicker",
     "IsolationForest",
     "KDistance",
     "LocalDetector",
@@ -82,6 +87,7 @@ __all__ = [
     "SafeCLIP",
     "Scores",
     "SubspaceDetection",
+    "Tandem",
     "evaluate",
     "find_neighbours",
 ]

@@ -19,7 +19,7 @@ CONVENTIONS = ("published", "reference")
 class Detector(ABC):
     """Gives each sample a score; higher is more suspicious.
 
-    `needs` names the evidence a detector uses beside image embeddings: text, captions, losses, encoder, images.
+    `needs` names the evidence used beside image embeddings: text, captions, losses, encoder, images, views.
     `uses_length` says whether raw and unit-length embeddings give different scores.
     """
 
@@ -94,15 +94,16 @@ class LocalDetector(Detector):
     def score(self, x: Any, neighbours: Neighbours | None = None) -> np.ndarray:
         """Scores (n,); with `neighbours`, a table of `find_neighbours`, nothing is searched."""
         if neighbours is not None:
-            return self.score_neighbours(neighbours)
+            return self.score_neighbours(neighbours, Evidence.of(x))
         return super().score(x)
 
     def _score(self, evidence: Evidence) -> np.ndarray:
         embeddings: Embeddings = evidence.embeddings
-        return self.score_neighbours(find_neighbours(embeddings, self.table_k, self.search, self.reference))
+        table = find_neighbours(embeddings, self.table_k, self.search, self.reference)
+        return self.score_neighbours(table, evidence)
 
-    def score_neighbours(self, neighbours: Neighbours) -> np.ndarray:
-        """Scores (n,) from a neighbour table at least `table_k` wide."""
+    def score_neighbours(self, neighbours: Neighbours, evidence: Evidence | None = None) -> np.ndarray:
+        """Scores (n,) from a neighbour table at least `table_k` wide, and what else the detector needs to see."""
         table = neighbours.at(self.table_k)
         if self.convention == "reference":
             size = len(table.queries)

@@ -73,6 +73,7 @@ class Evidence:
 
     losses: (n, epochs) contrastive loss of each sample in each training epoch.
     images: row positions (b,) -> float tensor (b, 3, H, W) in [0, 1].
+    views: (n, views) cosine of each gentle view of the image (`detect.views.VIEWS`) with the sample's caption.
     """
 
     embeddings: Embeddings
@@ -80,6 +81,7 @@ class Evidence:
     losses: np.ndarray | None = None
     encoder: Encoder | None = None
     images: Callable[[np.ndarray], Tensor] | None = None
+    views: np.ndarray | None = None
 
     @classmethod
     def of(cls, x: Any) -> Evidence:

@@ -1,8 +1,8 @@
 """Gentle changes to an image that leave what it shows, but seldom a trigger.
 
-Each view breaks one way of hiding a trigger: mirroring and turning break what depends on place and direction (warps,
-stripes, blended pictures), smoothing breaks fine patterns and patches, changes of colour break filters. All take and
-give images (b, 3, H, W) in [0, 1]; none draws at random, so that a score does not depend on the batch.
+Each view breaks one way of hiding a trigger: mirroring and turning break what depends on place and direction
+(warps, stripes, blended pictures), smoothing breaks fine patterns and patches, changes of colour break filters. All
+take and give images (b, 3, H, W) in [0, 1]; none draws at random, so that a score does not depend on the batch.
 """
 
 from __future__ import annotations
@@ -38,14 +38,6 @@ def smoothed(x: Tensor) -> Tensor:
     return functional.gaussian_blur(x, [5, 5], [0.7, 0.7])
 
 
-def halved(x: Tensor) -> Tensor:
-    """At half the resolution, and back."""
-    from torch.nn import functional
-
-    small = functional.interpolate(x, scale_factor=0.5, mode="area")
-    return functional.interpolate(small, size=x.shape[2:], mode="bicubic").clamp(0, 1)
-
-
 def levelled(x: Tensor) -> Tensor:
     """With the channel means and the spread of an average photograph."""
     mean = x.new_tensor(MEAN).view(1, 3, 1, 1)
@@ -53,20 +45,11 @@ def levelled(x: Tensor) -> Tensor:
     return ((x - x.mean(dim=(2, 3), keepdim=True)) / spread * STD + mean).clamp(0, 1)
 
 
-def tinted(x: Tensor) -> Tensor:
-    """Each channel mixed with a sixth of the next."""
-    return (x * 5 + x.roll(1, dims=1)) / 6
-
-
 def exchanged(x: Tensor) -> Tensor:
     """Red, green and blue change places."""
     return x[:, [2, 0, 1]]
 
 
-def darkened(x: Tensor) -> Tensor:
-    return x**1.5
-
-
 VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
-    view.__name__: view for view in (mirrored, turned, smoothed, halved, levelled, tinted, exchanged, darkened)
+    view.__name__: view for view in (mirrored, turned, smoothed, levelled, exchanged)
 }

@@ -1,4 +1,4 @@
-"""Embed every sample, written by row and asserted filled."""
+"""Embed every sample, and gentle views of its image, written by row and asserted filled."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from attacks.pairs import Pairs
 from detect import Embeddings
+from detect.embeddings import unit
+from detect.views import VIEWS
 from experiments import distributed
 from experiments.clip import TrainedModel
 from experiments.progress import track
@@ -36,38 +38,68 @@ class _Slices(Dataset):
         return torch.from_numpy(rows), torch.from_numpy(self.pairs.images(rows)), tokens
 
 
-@torch.inference_mode()
 def embed(model: TrainedModel, pairs: Pairs, *, workers: int = 0, batch: int = 512) -> Embeddings:
     """Un-normalised image and text embeddings of all `pairs`, (n, d) each, float32 arithmetic on CPUs.
 
     On GPUs the forward pass runs in bfloat16 and its result is stored as float32. Under torchrun each process
     embeds its own batches and all end up with the whole.
     """
+
+    def both(rows: torch.Tensor, pixels: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return model.image(model.pixels(pixels)), model.text(tokens)
+
+    image, text = _by_row(model, pairs, both, "embed", workers, batch)
+    return Embeddings(np.asarray(pairs.ids), image, text)
+
+
+def agreement_of_views(
+    model: TrainedModel, pairs: Pairs, embeddings: Embeddings, *, workers: int = 0, batch: int = 256
+) -> np.ndarray:
+    """Cosine of every gentle view of each image with its caption, (n, views) float32, in the order of `VIEWS`."""
+    assert embeddings.text is not None
+    captions = torch.from_numpy(unit(embeddings.text))
+
+    def agree(rows: torch.Tensor, pixels: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x, caption = model.pixels(pixels), captions[rows].to(model.device)
+        seen = [torch.nn.functional.normalize(model.image(view(x)).float(), dim=1) for view in VIEWS.values()]
+        return (torch.stack([(image * caption).sum(dim=1) for image in seen], dim=1),)
+
+    return _by_row(model, pairs, agree, "views", workers, batch)[0]
+
+
+@torch.inference_mode()
+def _by_row(
+    model: TrainedModel,
+    pairs: Pairs,
+    compute: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]],
+    label: str,
+    workers: int,
+    batch: int,
+) -> list[np.ndarray]:
+    """What `compute` (rows, images, tokens -> tensors) gives of all batches, by row, each row asserted filled."""
     cuda = model.device.type == "cuda"
     slices = _Slices(pairs, model.tokenizer, batch)
     loader = DataLoader(
         slices, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None, pin_memory=cuda
     )
-    image = text = torch.empty(0)
+    whole: list[torch.Tensor] = []
     filled = torch.zeros(len(pairs), dtype=torch.int32)
-    for rows, pixels, tokens in track(loader, len(slices), "embed", "batch"):
+    for rows, pixels, tokens in track(loader, len(slices), label, "batch"):
         with torch.autocast("cuda", torch.bfloat16, enabled=cuda):
-            images = model.image(model.pixels(pixels)).float().cpu()
-            texts = model.text(tokens).float().cpu()
-        if not len(image):
-            image = torch.zeros(len(pairs), images.shape[1])
-            text = torch.zeros(len(pairs), texts.shape[1])
-        image[rows], text[rows] = images, texts
+            parts = [part.float().cpu() for part in compute(rows, pixels, tokens)]
+        if not whole:
+            whole = [torch.zeros(len(pairs), part.shape[1]) for part in parts]
+        for target, part in zip(whole, parts, strict=True):
+            target[rows] = part
         filled[rows] += 1
     if distributed.world_size() > 1:
         # A process without a batch of its own does not know the widths yet.
-        widths = distributed.broadcast((image.shape[1:], text.shape[1:]))
-        if not len(image):
-            image, text = (torch.zeros(len(pairs), *width) for width in widths)
-        image, text, filled = (distributed.all_sum(part) for part in (image, text, filled))
+        widths = distributed.broadcast([part.shape[1] for part in whole])
+        whole = whole or [torch.zeros(len(pairs), width) for width in widths]
+        whole, filled = [distributed.all_sum(part) for part in whole], distributed.all_sum(filled)
     if not bool((filled == 1).all()):
-        raise RuntimeError(f"{int((filled != 1).sum())} of {len(pairs)} rows were not embedded exactly once")
-    return Embeddings(np.asarray(pairs.ids), image.numpy(), text.numpy())
+        raise RuntimeError(f"{int((filled != 1).sum())} of {len(pairs)} rows were not computed exactly once")
+    return [part.numpy() for part in whole]
 
 
 def save(embeddings: Embeddings, folder: Path) -> None:

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from attacks import Attack, PoisonedCaptions, PoisonPlan, draw_plan
 from attacks.captions import holds_word, templates
 from detect import Detector, Embeddings, Evidence, LocalDetector, Neighbours, NeighbourSearch
+from detect.views import VIEWS
 from experiments import distributed
 from experiments.evalset_folders import Builtin
 from experiments.pairs import ArrayPairs, KeptPairs, natural_ids, open_pairs, open_test
@@ -174,6 +175,22 @@ class Study:
 
         return self.get(Stage("embed", 1, {}, inputs), make, collective=True)
 
+    @property
+    def views_stage(self) -> Stage:
+        return Stage("views", 1, {"views": list(VIEWS)}, {"embed": self.embed_entry.key})
+
+    @functools.cached_property
+    def views_entry(self) -> Entry:
+        """How well gentle views of each image agree with its caption; see `detect.views`."""
+        from experiments.embed import agreement_of_views
+
+        def make(folder: Path) -> None:
+            values = agreement_of_views(self.model, self.pairs, self.embeddings, workers=self.loaders)
+            if distributed.is_main():
+                np.save(folder / "agreement.npy", values)
+
+        return self.get(self.views_stage, make, collective=True)
+
     def neighbours_entry(self, search: NeighbourSearch, k: int) -> Entry:
         from detect import find_neighbours
 
@@ -187,6 +204,8 @@ class Study:
         name, _ = variant
         detector = self.variant(variant)
         inputs = {"embed": self.embed_entry.key}
+        if "views" in detector.needs:
+            inputs["views"] = self.views_stage.key
         if detector.needs & {"encoder", "losses"}:
             inputs["train"] = self.train_entry.key
         # The class is part of the configuration (`_target_`), the neighbour table follows from the fields.
@@ -195,15 +214,18 @@ class Study:
 
     def score_entry(self, variant: Variant) -> Entry:
         stage, detector = self.score_stage(variant), self.variant(variant)
-        # Outside of `make`: a search serves several detectors, so that its time is none of theirs, and all
-        # processes of a distributed run must walk through the same stages.
+        # Outside of `make`: a search or a pass over the views serves several detectors, so that its time is none of
+        # theirs, and all processes of a distributed run must walk through the same stages.
         table = None
-        if isinstance(detector, LocalDetector) and not distributed.broadcast(self.store.has(stage)):
-            table = self.neighbours(detector.search)
+        if not distributed.broadcast(self.store.has(stage)):
+            if isinstance(detector, LocalDetector):
+                table = self.neighbours(detector.search)
+            if "views" in detector.needs:
+                _ = self.views_entry
 
         def make(folder: Path) -> None:
             if table is not None:
-                values = detector.score_neighbours(table)
+                values = detector.score_neighbours(table, self.evidence(detector))
             else:
                 values = detector.score(self.evidence(detector))
             if values.shape != (len(self.pairs),) or not np.isfinite(values).all():
@@ -305,6 +327,7 @@ class Study:
             losses=np.load(self.train_entry.path / "losses.npy") if "losses" in needs else None,
             encoder=self.model if "encoder" in needs else None,
             images=self._pixels if "images" in needs else None,
+            views=np.load(self.views_entry.path / "agreement.npy") if "views" in needs else None,
         )
 
     def _pixels(self, rows: np.ndarray) -> Any:

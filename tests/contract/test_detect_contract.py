@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from detect import Detector, Embeddings, Evidence, LocalDetector
+from detect.clip_score import cosine
 
 FOLDER = Path(__file__).parents[2] / "conf" / "detector"
 NAMES = sorted(path.stem for path in FOLDER.glob("[!_]*.yaml"))
@@ -73,7 +74,9 @@ def evidence(name) -> Evidence:
     pixels = torch.rand(N, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     pixels[planted, :, 0, 0] = 1.5
     embeddings = Embeddings(np.arange(N) + 100, image.astype(np.float32), text.astype(np.float32))
-    return Evidence(embeddings, captions, losses, Encoder(), lambda rows: pixels[rows])
+    agreement = cosine(embeddings)[:, None] - 0.1 * rng.random((N, 5))
+    agreement[planted, 2] -= 0.9
+    return Evidence(embeddings, captions, losses, Encoder(), lambda rows: pixels[rows], agreement)
 
 
 def test_every_file_is_a_detector_of_the_package():
@@ -123,7 +126,11 @@ def test_missing_evidence_is_named(name):
     for missing in sorted(made.needs):
         given = evidence(name)
         embeddings = given.embeddings if missing != "text" else Embeddings.of(given.embeddings.image)
-        parts = {key: getattr(given, key) for key in ("captions", "losses", "encoder", "images") if key != missing}
+        parts = {
+            key: getattr(given, key)
+            for key in ("captions", "losses", "encoder", "images", "views")
+            if key != missing
+        }
         with pytest.raises(ValueError, match=f"{type(made).__name__} needs {missing}, and none was given"):
             made.score(Evidence(embeddings, **parts))
 
@@ -138,6 +145,7 @@ def test_row_order_makes_no_difference(name):
         given.losses[order],
         given.encoder,
         lambda rows: given.images(order[rows]),
+        given.views[order],
     )
     if name == "cognitive_distillation":
         pytest.skip("draws a colour for each image in turn")
@@ -152,9 +160,9 @@ def test_only_detectors_that_use_length_can_normalise(name):
     if made.uses_length:
         given = evidence(name)
         long = given.embeddings.image * np.linspace(1, 9, N)[:, None].astype(np.float32)
-        other = Evidence(Embeddings(given.embeddings.ids, long, given.embeddings.text))
+        other = replace(given, embeddings=Embeddings(given.embeddings.ids, long, given.embeddings.text))
         same = detector(name, normalise=True)
-        np.testing.assert_allclose(same.score(other), same.score(Evidence(given.embeddings)), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(same.score(other), same.score(given), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -169,6 +177,6 @@ def test_local_detectors_take_every_scope_and_convention(name):
         {"scope": "batch", "batch_size": 40, "modality": "joint"},
         {"convention": "reference", "scope": "batch", "batch_size": 40},
     ):
-        if name == "lof" and "convention" in changes:
-            continue  # the public code has no LOF
+        if name in ("lof", "tandem") and "convention" in changes:
+            continue  # the public code has neither
         assert np.isfinite(detector(name, **changes).score(given)).all(), changes

@@ -1,0 +1,45 @@
+"""Flicker: an image whose caption hangs on a detail that does not matter. Our own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from detect.base import Detector
+from detect.clip_score import cosine
+from detect.embeddings import Evidence
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flicker(Detector):
+    """Largest loss, over gentle views v of the image x, of its agreement with its caption t, by what is usual:
+
+        max over v of (cos(f(x), t) - cos(f(v(x)), t)) / q_v,
+
+    q_v the `usual` quantile of that loss over the data. Mirroring, smoothing or another colour hardly change what
+    an image shows, but most triggers do not survive one of them (see `detect.views`): the model then reads what is
+    there instead of what the caption says. Each sample is looked at alone, so the number of poisons matters little,
+    and a wrong caption that the model does not believe has nothing to lose.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"text", "views"})
+
+    usual: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 < self.usual < 1:
+            raise ValueError(f"usual must lie in (0, 1), got {self.usual}")
+
+    def _score(self, evidence: Evidence) -> np.ndarray:
+        n = len(evidence.embeddings)
+        views = np.asarray(evidence.views)  # (n, v)
+        if views.ndim != 2 or len(views) != n or not views.size:
+            raise ValueError(f"views must be ({n}, views), one row per sample, got shape {views.shape}")
+        if not np.isfinite(views).all():
+            bad = np.flatnonzero(~np.isfinite(views).all(axis=1))
+            raise ValueError(f"views must be finite, but {len(bad)} rows are not, the first of them {bad[0]}")
+        loss = np.maximum(cosine(evidence.embeddings)[:, None] - views, 0).astype(np.float64)
+        usual = np.quantile(loss, self.usual, axis=0)  # (v,)
+        return (loss / np.where(usual > 0, usual, 1)).max(axis=1)
