@@ -52,6 +52,7 @@ class LocalDetector(Detector):
 
     uses_length: ClassVar[bool] = True
     smallest_k: ClassVar[int] = 1
+    crowds: ClassVar[bool] = True  # whether scores collapse once more than k poisons share a scope
 
     k: int = 16
     scope: str = "full"

@@ -14,23 +14,24 @@ from detect.embeddings import Evidence
 
 @dataclass(frozen=True, kw_only=True)
 class Flicker(Detector):
-    """Largest loss, over gentle views v of the image x, of its agreement with its caption t, by what is usual:
+    """Mean loss, over gentle views v of the image x, of its agreement with its caption t, by what is usual:
 
-        max over v of (cos(f(x), t) - cos(f(v(x)), t)) / q_v,
+        mean over v of max(cos(f(x), t) - cos(f(v(x)), t), 0) / (q_v + `slight`),
 
-    q_v the `usual` quantile of that loss over the data. Mirroring, smoothing or another colour hardly change what
-    an image shows, but most triggers do not survive one of them (see `detect.views`): the model then reads what is
-    there instead of what the caption says. Each sample is looked at alone, so the number of poisons matters little,
-    and a wrong caption that the model does not believe has nothing to lose.
+    q_v the median of that loss over the data, and `slight` a loss too small to mean anything. Mirroring, smoothing
+    or another colour hardly change what an image shows, but most triggers do not survive one of them (see
+    `detect.views`): the model then reads what is there instead of what the caption says. Each sample is looked at
+    alone, so the number of poisons matters little, and a wrong caption that the model does not believe has nothing
+    to lose.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"text", "views"})
 
-    usual: float = 0.9
+    slight: float = 0.02
 
     def __post_init__(self) -> None:
-        if not 0 < self.usual < 1:
-            raise ValueError(f"usual must lie in (0, 1), got {self.usual}")
+        if self.slight <= 0:
+            raise ValueError(f"slight must be above 0, got {self.slight}")
 
     def _score(self, evidence: Evidence) -> np.ndarray:
         n = len(evidence.embeddings)
@@ -41,5 +42,5 @@ class Flicker(Detector):
             bad = np.flatnonzero(~np.isfinite(views).all(axis=1))
             raise ValueError(f"views must be finite, but {len(bad)} rows are not, the first of them {bad[0]}")
         loss = np.maximum(cosine(evidence.embeddings)[:, None] - views, 0).astype(np.float64)
-        usual = np.quantile(loss, self.usual, axis=0)  # (v,)
-        return (loss / np.where(usual > 0, usual, 1)).max(axis=1)
+        usual = np.median(loss, axis=0)  # (v,)
+        return (loss / (usual + self.slight)).mean(axis=1)

@@ -103,6 +103,8 @@ class Evaluation:
             row = self.row((name, flag))
             if name in seen or row.get("poisons_per_scope", 0) <= row.get("k", math.inf):
                 continue
+            if not self.study.detectors[name].crowds:
+                continue
             seen.add(name)
             log.warning(
                 "%s: about %.0f poisons in a scope of %d, and k = %d: scores collapse once poisons are each "
