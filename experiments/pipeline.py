@@ -101,9 +101,8 @@ class Evaluation:
         seen = set()
         for name, flag in self.study.variants():
             row = self.row((name, flag))
-            if name in seen or row.get("poisons_per_scope", 0) <= row.get("k", math.inf):
-                continue
-            if not self.study.detectors[name].crowds:
+            crowds = getattr(self.study.detectors[name], "crowds", False)
+            if name in seen or not crowds or row["poisons_per_scope"] <= row["k"]:
                 continue
             seen.add(name)
             log.warning(
