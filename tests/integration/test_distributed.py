@@ -16,7 +16,7 @@ from training_example import TINY_CONV, Noise, TinyViT, processes
 
 from experiments import distributed
 from experiments.batches import Shift
-from experiments.embed import embed, save
+from experiments.embed import agreement_of_views, embed, save
 from experiments.recipe import Training
 from experiments.train import train
 
@@ -85,13 +85,15 @@ def test_two_processes_embed_to_the_same_bits(n, tmp_path):
 
     def task(folder):
         embeddings = embed(model, pairs, batch=8)
+        views = agreement_of_views(model, pairs, embeddings, batch=8)
         if distributed.is_main():
             folder.mkdir()
             save(embeddings, folder)
+            np.save(folder / "views.npy", views)
 
     for world in (1, 2):
         assert processes(world, task, tmp_path / str(world)) == [0] * world
-    for part in ("ids", "image", "text"):
+    for part in ("ids", "image", "text", "views"):
         one, two = np.load(tmp_path / "1" / f"{part}.npy"), np.load(tmp_path / "2" / f"{part}.npy")
         assert np.array_equal(one, two)
 
@@ -99,7 +101,7 @@ def test_two_processes_embed_to_the_same_bits(n, tmp_path):
 TINY = [
     "data.pairs=200", "data.test_per_class=2", "data.classes=4", "scale.attacks.badnets.rate=0.02",
     "train.epochs=1", "train.batch_size=100", "neighbours.batch_size=100", "scale.k=8", "scale.lid_k=8",
-    "logger=disabled", "detector=[slof,dao]", "runtime.workers=1", "runtime.threads=1",
+    "logger=disabled", "detector=[tandem,dao]", "runtime.workers=1", "runtime.threads=1",
 ]  # fmt: skip
 
 
