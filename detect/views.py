@@ -1,8 +1,9 @@
 """Gentle changes to an image that leave what it shows, but seldom a trigger.
 
-Each view breaks one way of hiding a trigger: mirroring and turning break what depends on place and direction
-(warps, stripes, blended pictures), smoothing breaks fine patterns and patches, changes of colour break filters. All
+Each view breaks some ways of hiding a trigger: mirroring what depends on place and direction (warps, blended
+pictures), zooming what has a period (stripes), smoothing fine patterns and patches, changes of colour filters. All
 take and give images (b, 3, H, W) in [0, 1]; none draws at random, so that a score does not depend on the batch.
+Chosen on the demo's attacks at seed 0; a trigger that outlives all of them is not found by them.
 """
 
 from __future__ import annotations
@@ -21,21 +22,21 @@ def mirrored(x: Tensor) -> Tensor:
     return x.flip(3)
 
 
-def turned(x: Tensor) -> Tensor:
-    """By 14 degrees, the corners filled with the edge's reflection."""
+def zoomed(x: Tensor) -> Tensor:
+    """The middle five sixths, at the size of the whole."""
     import torch
     from torch.nn import functional
 
-    turn = torch.tensor([[0.97, -0.24, 0.0], [0.24, 0.97, 0.0]], device=x.device, dtype=x.dtype)
-    grid = functional.affine_grid(turn.expand(len(x), 2, 3), list(x.shape), align_corners=False)
+    scale = torch.tensor([[5 / 6, 0, 0], [0, 5 / 6, 0]], device=x.device, dtype=x.dtype)
+    grid = functional.affine_grid(scale.expand(len(x), 2, 3), list(x.shape), align_corners=False)
     return functional.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
 
 
 def smoothed(x: Tensor) -> Tensor:
-    """By a Gaussian of 0.7 pixels."""
+    """By a Gaussian of 0.9 pixels."""
     from torchvision.transforms.v2 import functional
 
-    return functional.gaussian_blur(x, [5, 5], [0.7, 0.7])
+    return functional.gaussian_blur(x, [7, 7], [0.9, 0.9])
 
 
 def levelled(x: Tensor) -> Tensor:
@@ -51,5 +52,5 @@ def exchanged(x: Tensor) -> Tensor:
 
 
 VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
-    view.__name__: view for view in (mirrored, turned, smoothed, levelled, exchanged)
+    view.__name__: view for view in (mirrored, zoomed, smoothed, levelled, exchanged)
 }

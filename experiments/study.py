@@ -177,7 +177,7 @@ class Study:
 
     @property
     def views_stage(self) -> Stage:
-        return Stage("views", 1, {"views": list(VIEWS)}, {"embed": self.embed_entry.key})
+        return Stage("views", 2, {"views": list(VIEWS)}, {"embed": self.embed_entry.key})
 
     @functools.cached_property
     def views_entry(self) -> Entry:

@@ -42,10 +42,10 @@ def test_views_do_what_they_are_called():
     dots = torch.zeros(1, 3, 16, 16)
     dots[..., ::2, ::2] = 1
     assert float(VIEWS["smoothed"](dots).std()) < 0.5 * float(dots.std())
-    middle = torch.zeros(1, 3, 33, 33)
-    middle[..., 16, 16] = 1
-    turned = VIEWS["turned"](middle)
-    assert float(turned[0, 0, 16, 16]) == float(turned.max()) > 0.5  # it turns about the centre
+    ramp = torch.linspace(0, 1, 60).expand(1, 3, 60, 60)
+    zoomed = VIEWS["zoomed"](ramp)
+    assert float(zoomed[0, 0, 0, 0]) == pytest.approx(1 / 12, abs=0.01)
+    assert float(zoomed[0, 0, 0, -1]) == pytest.approx(11 / 12, abs=0.01)
 
 
 def evidence(views, cosines):
