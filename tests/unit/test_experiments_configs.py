@@ -80,7 +80,7 @@ def test_every_job_can_be_built(experiment, scale):
         assert 0 < training.warmup_epochs <= training.epochs
         for name, detector in config.detector.items():
             built = instantiate(detector)
-            if config.neighbours.scope == "batch" and hasattr(built, "k"):
+            if config.neighbours.scope == "batch" and hasattr(built, "batch_size") and hasattr(built, "k"):
                 assert built.k < built.batch_size, name
         pairs = config.data.get("pairs")
         if pairs:
