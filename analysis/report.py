@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis import figures
-from analysis.style import DENSITY_RATIO, save
+from analysis.style import LEADERS, save
 from analysis.tables import frame, is_control, run_table, variant
 
 if TYPE_CHECKING:
@@ -68,19 +68,18 @@ def write(result: RunResult, folder: str | Path, top: int = TOP) -> Group:
 
 
 def leading_cell(cells: Sequence[figures.S]) -> figures.S | None:
-    """The cell that the views show: the best density-ratio detector of the headline, else the best of any
-    kind.
+    """The cell that the views show: the best of `LEADERS` in the headline, else the best of any kind.
 
-    On clean data there is no best; then it is the first of `DENSITY_RATIO` that was run.
+    On clean data there is no best; then it is the first of them that was run.
     """
     shown = [cell for cell in figures.headline(cells) if not is_control(cell.row)]
 
     def place(cell: figures.S) -> tuple[bool, float, int]:
         name = str(cell.row["detector"])
-        known = name in DENSITY_RATIO
+        known = name in LEADERS
         auroc = cell.row.get("auroc")
         value = float(auroc) if auroc is not None and np.isfinite(auroc) else 0.0
-        return not known, -value, DENSITY_RATIO.index(name) if known else len(DENSITY_RATIO)
+        return not known, -value, LEADERS.index(name) if known else len(LEADERS)
 
     return min(shown or figures.scored(cells), key=place, default=None)
 

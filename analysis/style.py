@@ -25,7 +25,7 @@ GOOD = "#009E73"
 
 CONTROLS = {"norm": "embedding length alone"}
 CONTROL_ATTACKS = {"mislabel": "target caption without a trigger", "none": "no poisoning"}
-DENSITY_RATIO = ("slof", "dao", "lof", "multiscale_slof", "multi_slof")
+LEADERS = ("tandem", "slof", "dao", "lof")  # whose view of the data is shown, the best of them first
 
 _DETECTORS = {  # name: (label, colour)
     "tandem": ("Tandem", "#AA4499"),
