@@ -30,7 +30,17 @@ def test_unknown_words_get_their_choices(arguments, answer):
 
 def test_known_words_need_no_explanation():
     config.register()
-    known = ["data=webdataset", "data.shards=x", "attack=sig", "seed=3", "detector=[slof,dao]", "detector.dao.k=4", "hydra.run.dir=x", "--help", "-m"]
+    known = [
+        "data=webdataset",
+        "data.shards=x",
+        "attack=sig",
+        "seed=3",
+        "detector=[slof,dao]",
+        "detector.dao.k=4",
+        "hydra.run.dir=x",
+        "--help",
+        "-m",
+    ]
     assert config.explain(known, FOLDER) is None
 
 
@@ -54,6 +64,8 @@ def test_brace_patterns_reach_hydra_whole(argument, expected):
 
 
 def test_brace_patterns_can_be_swept_over():
-    override = OverridesParser.create().parse_override(config.quote_patterns("data.shards=a/{0..3}.tar,b/{0..7}.tar"))
+    override = OverridesParser.create().parse_override(
+        config.quote_patterns("data.shards=a/{0..3}.tar,b/{0..7}.tar")
+    )
     assert override.is_sweep_override()
     assert config.quote_patterns("--config-dir=a/{0..3}") == "--config-dir=a/{0..3}"
