@@ -32,8 +32,8 @@ check: $(READY)  ## linter, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY)  ## speed ratios, all from one run on this machine
-	$(BIN)/python -m experiments.bench
+bench: $(READY)  ## speed ratios, all from one run on this machine; BENCH="gpu --quick" chooses
+	$(BIN)/python -m experiments.bench $(BENCH)
 
 # Sweep after sweep: the first ones train, the later ones find their models in the store. A sweep that ended
 # well leaves store/sweeps/<experiment>, and runs again only if a file that may change its results is newer; even

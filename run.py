@@ -56,6 +56,7 @@ def main(config: DictConfig) -> Tally:
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]
+    sys.argv[1:] = map(schema.quote_patterns, arguments)
     sys.argv += distributed.hydra_overrides()
     try:
         main()

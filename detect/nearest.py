@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,24 @@ class Nearest:
     recall: float = 1.0
 
 
+@contextmanager
+def _whole_sums() -> Iterator[None]:
+    """Products of float32 are taken in float32 and those of bfloat16 summed in it, whatever the program has
+    allowed elsewhere (TF32, partial sums in bfloat16): the proof counts on it."""
+    import torch
+
+    cuda, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    partial, precisions = cuda.allow_bf16_reduced_precision_reduction, [cuda.fp32_precision, cpu.fp32_precision]
+    cuda.allow_bf16_reduced_precision_reduction = False
+    cuda.fp32_precision = cpu.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        cuda.allow_bf16_reduced_precision_reduction = partial
+        cuda.fp32_precision, cpu.fp32_precision = precisions
+
+
+@_whole_sums()
 def nearest(
     queries: np.ndarray,
     base: np.ndarray,

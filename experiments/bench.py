@@ -1,7 +1,8 @@
 """Speed and memory against the usual ways: `python -m experiments.bench [section ...] [--quick] [--threads N]`.
 
 All ratios come from one run on the same threads; the two sides take turns and the best time of each counts, as the
-machine may have other work. A section is a function that yields `Ratio`s; add one with `@section("name")`.
+machine may have other work. A section is a function that yields `Ratio`s and `Check`s; add one with
+`@section("name")`. A check that fails makes the command end with status 1.
 """
 
 from __future__ import annotations
@@ -44,15 +45,30 @@ class Ratio:
         return f"  {self.what:<76} {self.value:8.1f} {self.unit:<4} {verdict:<22} {seconds}".rstrip()
 
 
-Section = Callable[[bool], Iterator[Ratio]]
+@dataclass(frozen=True)
+class Check:
+    """Whether a result is right: what was found, and what it must be."""
+
+    what: str
+    passed: bool
+    found: str
+
+    def __str__(self) -> str:
+        return f"  {self.what:<76} {'pass' if self.passed else 'FAILED':>8}      {self.found}"
+
+
+Section = Callable[[bool], Iterator[Ratio | Check]]
 SECTIONS: dict[str, Section] = {}
+ON_GPUS: set[str] = set()  # sections that need one
 
 
-def section(name: str) -> Callable[[Section], Section]:
-    """Register a section: (quick) -> ratios. Its docstring's first line is its heading."""
+def section(name: str, *, gpu: bool = False) -> Callable[[Section], Section]:
+    """Register a section: (quick) -> ratios and checks. Its docstring's first line is its heading."""
 
     def register(function: Section) -> Section:
         SECTIONS[name] = function
+        if gpu:
+            ON_GPUS.add(name)
         return function
 
     return register
@@ -112,7 +128,7 @@ def straightforward(x: Any, k: int) -> list[Any]:
 
 
 @section("batch")
-def batch(quick: bool) -> Iterator[Ratio]:
+def batch(quick: bool) -> Iterator[Ratio | Check]:
     """k-dist, LID, SLOF and DAO on one batch of 2048 x 512, k = 16, against the straightforward algorithm"""
     import torch
 
@@ -136,7 +152,7 @@ def batch(quick: bool) -> Iterator[Ratio]:
 
 
 @section("knn")
-def knn(quick: bool) -> Iterator[Ratio]:
+def knn(quick: bool) -> Iterator[Ratio | Check]:
     """Full scope against faiss.knn, 512 wide, k = 17"""
     import faiss
 
@@ -153,7 +169,7 @@ def knn(quick: bool) -> Iterator[Ratio]:
 
 
 @section("lof")
-def lof(quick: bool) -> Iterator[Ratio]:
+def lof(quick: bool) -> Iterator[Ratio | Check]:
     """LOF at full scope against scikit-learn's and PyOD's, 512 wide, k = 16"""
     from sklearn.neighbors import LocalOutlierFactor
 
@@ -177,7 +193,7 @@ def lof(quick: bool) -> Iterator[Ratio]:
 
 
 @section("memory")
-def memory(quick: bool) -> Iterator[Ratio]:
+def memory(quick: bool) -> Iterator[Ratio | Check]:
     """Peak memory of the full scope, 512 wide, k = 17, above the embeddings"""
     n = 50_000 if quick else 200_000
     start = time.perf_counter()
@@ -219,9 +235,17 @@ def _kilobytes(name: str) -> int:
 
 
 @section("training")
-def training(quick: bool) -> Iterator[Ratio]:
+def training(quick: bool) -> Iterator[Ratio | Check]:
     """Samples a second of decoding alone, of RN50's training step alone, and of the two together"""
     from experiments.bench_training import training as figures
+
+    yield from figures(quick)
+
+
+@section("gpu", gpu=True)
+def gpu(quick: bool) -> Iterator[Ratio | Check]:
+    """Is the GPU right, against this CPU, and how fast is it: checks, training, embedding, neighbours"""
+    from experiments.bench_gpu import gpu as figures
 
     yield from figures(quick)
 
@@ -242,14 +266,29 @@ def main(arguments: list[str] | None = None) -> None:
     if unknown:
         parser.error(f"no section {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
     _set_threads(options.threads)
+    graphics = _graphics()
+    if graphics is None and (asked := sorted(ON_GPUS.intersection(options.sections))):
+        parser.error(f"section {', '.join(asked)} needs a GPU, and torch sees none here")
     if options.measure_memory:
         print(peak_above_embeddings(options.measure_memory))
         return
-    print(f"{_processor()}, {options.threads} threads{', quick' if options.quick else ''}")
+    machine = f"{_processor()}, {options.threads} threads, {graphics or 'no GPU'}"
+    print(f"{machine}{', quick' if options.quick else ''}; x: how many times faster ours is than the other")
+    failed = 0
     for name in options.sections or SECTIONS:
-        print(f"{name}: {(SECTIONS[name].__doc__ or '').splitlines()[0]}", flush=True)
-        for ratio in SECTIONS[name](options.quick):
-            print(ratio, flush=True)
+        heading = (SECTIONS[name].__doc__ or "").splitlines()[0]
+        if name in ON_GPUS and graphics is None:
+            print(f"{name}: left out, as torch sees no GPU here ({heading})", flush=True)
+            continue
+        if name == "training" and not options.sections and graphics is not None:
+            continue  # a part of section gpu
+        print(f"{name}: {heading}", flush=True)
+        for line in SECTIONS[name](options.quick):
+            print(line, flush=True)
+            failed += isinstance(line, Check) and not line.passed
+    if failed:
+        print(f"{failed} checks FAILED")
+        raise SystemExit(1)
 
 
 def _set_threads(threads: int) -> None:
@@ -261,6 +300,12 @@ def _set_threads(threads: int) -> None:
 
     torch.set_num_threads(threads)
     faiss.omp_set_num_threads(threads)
+
+
+def _graphics() -> str | None:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def _processor() -> str:

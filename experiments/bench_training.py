@@ -6,8 +6,10 @@ JPEG files of 256 pixels are drawn into tar shards, and RN50 of the paper's prot
 from __future__ import annotations
 
 import os
+import tarfile
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from itertools import cycle, islice
 from pathlib import Path
@@ -48,13 +50,26 @@ def training(quick: bool) -> Iterator[Ratio]:
 
         for first in decoded:  # warm-up: memory, kernels
             step(first)
+        _peak(cuda)
         decoding = _rate(_batches(run, workers), count, batch, lambda _: None, cuda)
-        model = _rate(cycle(decoded), count, batch, step, cuda)
+        model, memory = _rate(cycle(decoded), count, batch, step, cuda), _peak(cuda)
         both = _rate(_batches(run, workers), count, batch, step, cuda)
-        plain = _rate(cycle(decoded), count, batch, _open_clips_step(run), cuda)
-    yield Ratio(f"decoding alone, {workers} processes", decoding, unit="/s")
-    yield Ratio(f"RN50's step alone, batch {batch}, on the {'GPU' if cuda else 'CPU'}", model, unit="/s")
+        run.optimiser.state.clear()  # else its memory would be counted as open_clip's
+        plain, memory_of_plain = _rate(cycle(decoded), count, batch, _open_clips_step(run), cuda), _peak(cuda)
+        on_gpu = jpeg_rate(jpegs(folder / "shards", batch), "cuda:0", count) if cuda else None
+    device = torch.cuda.get_device_name() if cuda else "the CPU"
+    yield Ratio(f"decode, resize, crop: alone, {workers} processes", decoding, unit="/s")
+    if isinstance(on_gpu, float):
+        yield Ratio(f"decode by nvJPEG, batches of {batch}; neither resized nor cropped", on_gpu, unit="/s")
+    elif on_gpu is not None:
+        print(f"  nvJPEG: left out, as torchvision refused it ({on_gpu})")
+    yield Ratio(
+        f"RN50's step alone, batch {batch}, {'bfloat16' if run.half else 'float32'}, on {device}", model, unit="/s"
+    )
     yield Ratio("the two together", both, unit="/s")
+    if cuda:
+        yield Ratio("peak memory of the step", memory, unit="GB")
+        yield Ratio("peak memory of open_clip's own", memory_of_plain, unit="GB")
     bottleneck = "decoding" if decoding < model else "the model"
     yield Ratio(f"of the slower one alone is kept; the bottleneck is {bottleneck}", both / min(decoding, model))
     yield Ratio("the step against open_clip's own forward, loss and backward", model / plain, aim=0.9)
@@ -81,6 +96,56 @@ def _rate(batches: Iterator[Any], count: int, size: int, work: Callable[[Any], N
     return count * size / (time.perf_counter() - begin)
 
 
+def _peak(cuda: bool) -> float:
+    """The most memory that the GPU has held since the last call, in gigabytes; 0 without one."""
+    import torch
+
+    if not cuda:
+        return 0.0
+    peak = torch.cuda.max_memory_allocated() / 2**30
+    torch.cuda.reset_peak_memory_stats()
+    return peak
+
+
+def jpegs(shards: Path, count: int) -> list[Any]:
+    """The first `count` JPEG files of a folder of shards, as (bytes,) uint8 tensors."""
+    import torch
+
+    found: list[Any] = []
+    for file in sorted(shards.glob("*.tar")):
+        with tarfile.open(file) as tar:
+            for member in tar:
+                if member.name.endswith(".jpg") and len(found) < count:
+                    found.append(torch.frombuffer(bytearray(tar.extractfile(member).read()), dtype=torch.uint8))  # type: ignore[union-attr]
+    return found
+
+
+def jpeg_rate(files: list[Any], device: str, rounds: int) -> float | str:
+    """Files a second that torchvision decodes on `device`, all in one batch; or why it does not."""
+    import torch
+
+    try:  # deprecated in torchvision 0.29: one day it will be gone
+        from torchvision.io import ImageReadMode, decode_jpeg
+    except ImportError as error:
+        return str(error)
+
+    def decode() -> None:
+        decode_jpeg(files, mode=ImageReadMode.RGB, device=device)
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of that
+        try:
+            decode()  # warm-up
+        except RuntimeError as error:  # built without nvJPEG, or a file that it cannot read
+            return str(error).splitlines()[0]
+        begin = time.perf_counter()
+        for _ in range(rounds):
+            decode()
+    return rounds * len(files) / (time.perf_counter() - begin)
+
+
 def _open_clips_step(run: Any) -> Callable[[Any], None]:
     """The same model as open_clip's own script trains it: autocast, ClipLoss, AdamW."""
     import torch
@@ -102,6 +167,3 @@ def _open_clips_step(run: Any) -> Callable[[Any], None]:
             clip.logit_scale.clamp_(0, 4.6052)
 
     return step
-
-
-sections = {"training": training}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -59,6 +60,18 @@ def register() -> None:
     ConfigStore.instance().store(name="schema", node=Root)
 
 
+_PATTERN = re.compile(r"""[^\s,\[\]'"=][^,\[\]'"]*\{\w+\.\.\w+\}[^,\[\]'"]*|\{\w+\.\.\w+\}[^,\[\]'"]*""")
+
+
+def quote_patterns(argument: str) -> str:
+    """`key=a/{00..07}.tar` -> `key='a/{00..07}.tar'`, alone or in lists: Hydra takes a brace for a dictionary's,
+    and the shell has removed the quotes that the user wrote. No dictionary of Hydra's holds `..`."""
+    key, sign, value = argument.partition("=")
+    if argument.startswith("-") or not sign or "'" in value or '"' in value:
+        return argument
+    return key + sign + _PATTERN.sub(lambda found: f"'{found.group().rstrip()}'", value)
+
+
 def explain(arguments: Sequence[str], folder: Path) -> str | None:
     """What is wrong with the first command-line argument that names nothing, with the choices there are.
 
@@ -80,7 +93,7 @@ def explain(arguments: Sequence[str], folder: Path) -> str | None:
         for part in key.split("."):
             if not isinstance(node, DictConfig):
                 break
-            if part not in node:
+            if part not in node.keys():  # noqa: SIM118  `in` alone denies a key whose value must still be given
                 return _unknown(key, part, [str(name) for name in node], "known here are")
             node = node._get_node(part)
     return None

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from experiments.data_jobs import run_jobs
+from experiments.progress import track
 from experiments.shapes import Shapes
 
 LEFT_OUT = (
@@ -69,7 +70,8 @@ class Export:
     def write(self, workers: int = 1) -> dict[str, int]:
         """Write everything; returns what planted.json holds: kind -> number."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for _ in run_jobs(_write_shard, [(self, number) for number in range(self.shards)], workers):
+        shards = run_jobs(_write_shard, [(self, number) for number in range(self.shards)], workers)
+        for _ in track(shards, self.shards, "drawing", "shard"):
             pass
         kinds = list(self.kinds().values())
         planted = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}

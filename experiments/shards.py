@@ -143,7 +143,8 @@ class Shards:
         self._write_test(folder, classes)
         write_index(folder, urls, self.size, self.limits, columns, kept["caption"].combine_chunks())
         shutil.rmtree(folder / "parts", ignore_errors=True)
-        log.info("%d samples to train on in %d shards", len(train), len(urls))
+        held_out = int((sound & (labels >= 0)).sum())
+        log.info("%d samples to train on, %d held out, in %d shards", len(train), held_out, len(urls))
 
     def _index(
         self, urls: list[str], parts: Path, workers: int, progress: Progress | None

@@ -24,6 +24,7 @@ from attacks.captions import holds_word, templates
 from detect import Detector, Embeddings, Evidence, LocalDetector, Neighbours, NeighbourSearch
 from detect.views import VIEWS
 from experiments import distributed
+from experiments.data_damage import LIST
 from experiments.evalset_folders import Builtin
 from experiments.pairs import ArrayPairs, KeptPairs, natural_ids, open_pairs, open_test
 from experiments.progress import bar
@@ -87,7 +88,11 @@ class Study:
 
     @functools.cached_property
     def data_entry(self) -> Entry:
-        return self.get(self._source("data", self.data), lambda folder: self.data.build(folder, self.workers, bar))
+        entry = self.get(self._source("data", self.data), lambda folder: self.data.build(folder, self.workers, bar))
+        listed = entry.path / LIST
+        if listed.exists() and len(listed.read_text().splitlines()) > 1:  # more than its heading
+            log.info("%-10s listed in %s", "damage", listed)
+        return entry
 
     @functools.cached_property
     def eval_entry(self) -> Entry:

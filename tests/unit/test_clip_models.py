@@ -1,11 +1,14 @@
 """Model specifications: what they build, save, load and refuse."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import open_clip
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from experiments.clip import STATISTICS, OpenCLIP, SmallCLIP, TrainedModel
 from experiments.tower import Convolution
@@ -16,6 +19,32 @@ TINY = {
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
 }
 TEXTS = ["a red star", "an old kite"]
+
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+@pytest.mark.parametrize(
+    ("choice", "architecture", "width", "million"), [("rn50", "RN50", 1024, 102), ("vit_b16", "ViT-B-16", 512, 150)]
+)
+def test_the_papers_models_have_the_papers_dimensions(choice, architecture, width, million):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = OmegaConf.to_container(compose(f"model/{choice}").model)
+    assert config == {**config, "name": architecture, "size": 224, "mean": "auto", "std": "auto"}
+    assert config.pop("_target_") == "experiments.clip.OpenCLIP"
+    model = OpenCLIP(**config).build(())
+    model.clip.to("meta")  # shapes without arithmetic
+    image = model.clip.encode_image(torch.empty(2, 3, 224, 224, device="meta"))
+    text = model.clip.encode_text(torch.empty(2, 77, dtype=torch.long, device="meta"))
+    assert image.shape == text.shape == (2, width)
+    assert (model.spec.mean, model.spec.std) == (None, None)
+    blocks = model.clip.transformer.resblocks
+    assert len(blocks) == 12
+    assert {(block.attn.embed_dim, block.attn.num_heads) for block in blocks} == {(512, 8)}
+    assert model.clip.positional_embedding.shape == (77, 512)
+    assert model.clip.token_embedding.num_embeddings == 49408
+    assert model.tokenizer(["a banana"]).shape == (1, 77)
+    assert round(sum(p.numel() for p in model.clip.parameters()) / 1e6) == million
 
 
 @pytest.fixture

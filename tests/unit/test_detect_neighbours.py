@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from detect import Embeddings, KDistance, Neighbours, NeighbourSearch, find_neighbours, finders, nearest, products
 
@@ -360,3 +361,24 @@ def test_what_is_not_known_is_refused_with_the_choices():
         find_neighbours(Embeddings.of(np.eye(8)), 3, NeighbourSearch(modality="joint"))
     with pytest.raises(ValueError, match=r"k must lie in 1\.\.5"):
         find_neighbours(pairs(), 5, NeighbourSearch()).at(6)
+
+
+def test_products_keep_their_precision_and_the_programs_settings_stay(monkeypatch):
+    """TF32 and partial sums in bfloat16, which a program may allow, would break the proof of `detect.nearest`."""
+    cuda, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    before = cuda.fp32_precision, cpu.fp32_precision, cuda.allow_bf16_reduced_precision_reduction
+    seen = []
+    settle = nearest.Search.settle
+
+    def noting(*arguments):
+        seen.append((cuda.fp32_precision, cpu.fp32_precision, cuda.allow_bf16_reduced_precision_reduction))
+        return settle(*arguments)
+
+    monkeypatch.setattr(nearest.Search, "settle", noting)
+    try:
+        cuda.fp32_precision, cuda.allow_bf16_reduced_precision_reduction = "tf32", True
+        find_neighbours(Embeddings.of(np.random.default_rng(0).standard_normal((50, 4))), 3, NeighbourSearch())
+        assert (cuda.fp32_precision, cuda.allow_bf16_reduced_precision_reduction) == ("tf32", True)
+    finally:
+        cuda.fp32_precision, cpu.fp32_precision, cuda.allow_bf16_reduced_precision_reduction = before
+    assert set(seen) == {("ieee", "ieee", False)}

@@ -1,0 +1,89 @@
+"""The benchmark's own checks, run on the CPU; and how the command ends."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from detect import Embeddings, NeighbourSearch, find_neighbours
+from experiments import bench, bench_gpu, bench_training
+from experiments.shapes_export import Export
+
+
+def test_neighbour_checks_pass():
+    checks = list(bench_gpu.neighbour_checks(600, 64, k=9, batch=256))
+    assert len(checks) == 3 + 4 + 1
+    assert [str(check) for check in checks if not check.passed] == []
+
+
+@pytest.mark.parametrize("fault", ["another row", "itself", "a distance"])
+def test_a_wrong_table_fails(fault):
+    x = bench.clustered(300, 32)
+    table = find_neighbours(Embeddings.of(x), 5, NeighbourSearch())
+    true, rows = bench_gpu.brute_force(x, 5)
+    assert np.array_equal(rows, table.indices)
+    assert bench_gpu._same_table("right", table, x, true).passed
+    distances, indices = table.distances.copy(), table.indices.copy()
+    if fault == "a distance":
+        distances[7, 2] *= 1.001
+    else:
+        indices[7, 2] = 7 if fault == "itself" else np.setdiff1d(np.arange(300), [7, *indices[7]])[0]
+    wrong = bench_gpu._same_table("wrong", replace(table, distances=distances, indices=indices), x, true)
+    assert not wrong.passed
+    assert "FAILED" in str(wrong)
+
+
+@pytest.mark.slow
+def test_model_checks_pass():
+    checks = list(bench_gpu.model_checks("cpu", 128))
+    assert len(checks) == 2 + 1 + 2 + 2
+    assert [str(check) for check in checks if not check.passed] == []
+
+
+def test_rates_are_measured():
+    rates = bench_gpu.product_rates("cpu", 64)
+    assert set(rates) == {"bfloat16", "TF32", "float32"}
+    assert all(rate.value > 0 for rate in rates.values())
+    for scope in ("full", "batch"):
+        found = list(bench_gpu.search_rate(scope, 500, 16, 5, 1.0, batch=100))
+        assert all(ratio.value > 0 for ratio in found)
+    (rate,) = bench_gpu.embedding_rate("cpu", "ViT-S-32-alt", 32, 4, batch=2)
+    assert rate.unit == "/s"
+
+
+def test_jpegs_of_shards_are_decoded(tmp_path):
+    Export(tmp_path, pairs=6, shards=2, size=32).write()
+    files = bench_training.jpegs(tmp_path, 5)
+    assert len(files) == 5
+    assert bench_training.jpeg_rate(files, "cpu", 2) > 0
+    assert isinstance(bench_training.jpeg_rate([torch.zeros(9, dtype=torch.uint8)], "cpu", 2), str)
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_a_failed_check_fails_the_command(passed, monkeypatch, capsys):
+    def heading(quick):
+        """A heading"""
+        yield bench.Check("two and two", passed, "4")
+
+    monkeypatch.setattr(bench, "_set_threads", lambda threads: None)
+    monkeypatch.setitem(bench.SECTIONS, "sums", heading)
+    if passed:
+        bench.main(["sums"])
+    else:
+        with pytest.raises(SystemExit, match="1"):
+            bench.main(["sums"])
+    printed = capsys.readouterr().out
+    assert "sums: A heading" in printed
+    assert ("1 checks FAILED" in printed) is not passed
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_gpu_section_needs_one(monkeypatch, capsys):
+    monkeypatch.setattr(bench, "_set_threads", lambda threads: None)
+    with pytest.raises(SystemExit, match="2"):
+        bench.main(["gpu"])
+    assert "section gpu needs a GPU, and torch sees none here" in capsys.readouterr().err
+    monkeypatch.setattr(bench, "SECTIONS", {"gpu": bench.SECTIONS["gpu"]})
+    bench.main([])
+    assert "gpu: left out, as torch sees no GPU here" in capsys.readouterr().out
