@@ -82,7 +82,7 @@ class Grouping:
 
     suspects: float = 0.02
     most_suspects: int = 20_000
-    near: float = 0.97
+    near: float = 0.95
     like: float = 0.9
     shared: float = 0.8
     smallest: int = 4
