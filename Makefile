@@ -44,7 +44,7 @@ EXPERIMENTS := seeds main_table poison_rate k scope collapse modality normalise 
 	architecture natural_backdoor clean_data adaptive cost
 SWEPT := $(EXPERIMENTS:%=$(STORE)/sweeps/%)
 
-paper: $(READY)  ## every table and figure at demo scale: about 2 hours on 2 cores, resumable, then seconds
+paper: $(READY)  ## every table and figure at demo scale: 2 hours or more on 2 cores, resumable, then seconds
 	@$(MAKE) --no-print-directory --keep-going sweeps; status=$$?; \
 	$(BIN)/python -m analysis paper --store $(STORE) && exit $$status
 

@@ -14,7 +14,7 @@ class Convolution(nn.Conv2d):
     """A 3 x 3 convolution without bias, padded by 1.
 
     On a map of 2 x 2 each output sees each input, so it is a single product with a dense matrix, which a CPU
-    computes about three times as fast, backward pass included.
+    computes about twice as fast, backward pass included.
     """
 
     def __init__(self, inside: int, outside: int, stride: int = 1) -> None:
