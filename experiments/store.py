@@ -13,10 +13,12 @@ import functools
 import hashlib
 import json
 import logging
+import os
 import platform
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -139,7 +141,11 @@ class Store:
         return Entry(stage.name, stage.key, path, reused, seconds)
 
     def __str__(self) -> str:
-        size = sum(file.stat().st_size for file in self.root.rglob("*") if file.is_file())
+        size = 0
+        for folder, _, names in os.walk(self.root):  # what other jobs rename or remove meanwhile is not counted
+            for name in names:
+                with suppress(FileNotFoundError):
+                    size += os.path.getsize(os.path.join(folder, name))
         return f"the store {self.root} holds {size / 1e6:.0f} MB (make clean-store removes it)"
 
 

@@ -1,6 +1,7 @@
 """The stage store: keys, completion by rename, locking."""
 
 import json
+import os
 import threading
 import time
 
@@ -86,3 +87,18 @@ def test_parallel_jobs_build_once(tmp_path):
         one.join()
     assert len(made) == 1
     assert sorted(entry.reused for entry in entries) == [False, True, True, True]
+
+
+def test_the_size_bears_files_that_vanish_while_it_is_taken(tmp_path, monkeypatch):
+    (tmp_path / "a.partial").mkdir()
+    for name in ("kept", "a.partial/gone"):
+        (tmp_path / name).write_bytes(bytes(3_000_000))
+    measure = os.path.getsize
+
+    def other_job_publishes(path):
+        if path.endswith("gone"):
+            os.remove(path)
+        return measure(path)
+
+    monkeypatch.setattr(os.path, "getsize", other_job_publishes)
+    assert "holds 3 MB" in str(Store(tmp_path))
