@@ -194,6 +194,10 @@ class _Repeated:
     def captions(self) -> list[str]:
         return ["a photo of a banana"] * self.count
 
+    @property
+    def size(self) -> int:
+        return self.pixels.shape[1]
+
     def images(self, rows: np.ndarray) -> np.ndarray:
         return self.pixels[np.asarray(rows) % len(self.pixels)]
 
