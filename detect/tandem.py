@@ -22,8 +22,8 @@ class Tandem(LocalDetector):
     clean concept's, also where they are each other's neighbours and density ratios collapse. Only where about k of
     them share a scope the estimate sees the edge of their crowd, and few dimensions; so its share is the mean of
     those at k and at half of k. Flicker: what the caption says goes away with a gentle change to the image. One
-    strong sign is enough. (Fisher, Statistical Methods for Research Workers, 1932, section 21.1; the shares take the
-    place of p-values.)
+    strong sign is enough. (Fisher, Statistical Methods for Research Workers, 1932, section 21.1; the shares take
+    the place of p-values.)
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"text", "views"})
