@@ -20,11 +20,13 @@ class Detector(ABC):
     """Gives each sample a score; higher is more suspicious.
 
     `needs` names the evidence used beside image embeddings: text, captions, losses, encoder, images, views.
-    `uses_length` says whether raw and unit-length embeddings give different scores.
+    `uses_length` says whether raw and unit-length embeddings give different scores, `crowds`
+    whether scores collapse once more than k poisons share a scope.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     uses_length: ClassVar[bool] = False
+    crowds: ClassVar[bool] = False
 
     def score(self, x: Any) -> np.ndarray:
         """Scores (n,), float64, of Evidence, Embeddings, or an (n, d) array or tensor of image embeddings.
@@ -52,7 +54,7 @@ class LocalDetector(Detector):
 
     uses_length: ClassVar[bool] = True
     smallest_k: ClassVar[int] = 1
-    crowds: ClassVar[bool] = True  # whether scores collapse once more than k poisons share a scope
+    crowds: ClassVar[bool] = True
 
     k: int = 16
     scope: str = "full"

@@ -12,8 +12,8 @@ by how much a model could learn from them:
 
 `concentration` asks whether the captions say the same. `isolation` asks whether captions of like meaning go with
 other images: it is 0 where images under the nearest other captions are as close to the group as its own members are
-(an ordinary class), and 1 where they are as far as any image. Seen in the demo: natural backdoors 3.8, planted
-attacks 1.1 to 2.3, the strongest group of clean data 0.5.
+(an ordinary class), and 1 where they are as far as any image. Seen in the demo: a natural backdoor 2.6, planted
+attacks 1.1 to 2.0, the strongest group of clean data 0.5.
 """
 
 from __future__ import annotations

@@ -101,8 +101,7 @@ class Evaluation:
         seen = set()
         for name, flag in self.study.variants():
             row = self.row((name, flag))
-            crowds = getattr(self.study.detectors[name], "crowds", False)
-            if name in seen or not crowds or row["poisons_per_scope"] <= row["k"]:
+            if name in seen or not self.study.detectors[name].crowds or row["poisons_per_scope"] <= row["k"]:
                 continue
             seen.add(name)
             log.warning(
