@@ -1,13 +1,16 @@
-"""Writes the embedded data as JPEG files in tar shards, damaged ones among them if wanted, to test readers with.
+"""Writes the embedded data as JPEG files in tar shards, damaged or poisoned ones among them if wanted.
 
     python -m experiments.shapes_export OUT --pairs 2000 --shards 8 --damage
+    python -m experiments.shapes_export OUT --pairs 20000 --size 32 --natural-backdoor 40 --poison 0.005
 
-writes OUT/00000.tar ..., OUT/planted.json (how many samples of each kind of damage) and OUT/eval/<class>/*.jpg.
+writes OUT/00000.tar ..., OUT/eval/<class>/*.jpg, and what is wrong with them: OUT/planted.json (how many samples of
+each kind of damage) and OUT/planted.csv (the keys of what a scan should find).
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import io
 import json
 import os
@@ -20,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from attacks import ArrayPairs, Attack, BadNets, PoisonPlan, draw_plan
 from experiments.data_jobs import run_jobs
 from experiments.progress import track
 from experiments.shapes import Shapes
@@ -36,13 +40,19 @@ _EVAL = 7  # a stream of random numbers beside those of Shapes
 
 @dataclass(frozen=True)
 class Export:
-    """`pairs` photographs of `size` pixels' shorter side in `shards` tar files; `damage` samples of each kind."""
+    """`pairs` photographs of `size` pixels' shorter side in `shards` tar files.
+
+    damage: samples of each kind.  natural_backdoor: so many of the last become near-identical images with one odd
+    caption.  poison: share of the samples with BadNets' patch, a quarter as wide as the image, and its caption.
+    """
 
     folder: Path
     pairs: int = 2000
     shards: int = 8
     size: int = 256
     damage: int = 0
+    natural_backdoor: int = 0
+    poison: float = 0.0
     eval_per_class: int = 0
     seed: int = 0
 
@@ -53,14 +63,36 @@ class Export:
             raise ValueError(
                 f"damage={self.damage} of {len(LEFT_OUT + NOTES)} kinds is too much for {self.pairs} pairs"
             )
+        if self.poison:
+            self.attack.check(self.pairs, self.size)
 
     @property
     def shapes(self) -> Shapes:
-        return Shapes(pairs=self.pairs, size=self.size, seed=self.seed)
+        return Shapes(pairs=self.pairs, size=self.size, natural_backdoor=self.natural_backdoor, seed=self.seed)
+
+    @property
+    def attack(self) -> Attack:
+        return Attack(name="badnets", rate=self.poison, triggers=[BadNets(size=self.size // 4)])
+
+    @property
+    def plan(self) -> PoisonPlan | None:
+        """Drawn over samples 0 to pairs - 1; captions are prompts, whatever the samples' own."""
+        if not self.poison:
+            return None
+        blank = np.broadcast_to(np.uint8(0), (self.pairs, self.size, self.size, 3))
+        return draw_plan(self.attack, ArrayPairs(blank, [""] * self.pairs), self.seed)
+
+    @property
+    def per_shard(self) -> int:
+        return -(-self.pairs // self.shards)
+
+    def key(self, row: int) -> str:
+        """The name of a sample's files in its shard."""
+        return f"{row // self.per_shard:05d}{row % self.per_shard:04d}"
 
     def kinds(self) -> dict[int, str]:
         """Sample -> kind of damage. The last shard, which ends early, and each shard's first sample keep whole."""
-        each = -(-self.pairs // self.shards)
+        each = self.per_shard
         whole = (self.shards - 1) * each if self.shards > 1 else self.pairs
         free = [row for row in range(whole) if row % each]
         kinds = [kind for kind in LEFT_OUT + NOTES for _ in range(self.damage)]
@@ -70,7 +102,8 @@ class Export:
     def write(self, workers: int = 1) -> dict[str, int]:
         """Write everything; returns what planted.json holds: kind -> number."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        shards = run_jobs(_write_shard, [(self, number) for number in range(self.shards)], workers)
+        plan = self.plan
+        shards = run_jobs(_write_shard, [(self, number, plan) for number in range(self.shards)], workers)
         for _ in track(shards, self.shards, "drawing", "shard"):
             pass
         kinds = list(self.kinds().values())
@@ -80,24 +113,31 @@ class Export:
             os.truncate(last, last.stat().st_size * 17 // 20)
             planted["broken tar"] = 1
         (self.folder / "planted.json").write_text(json.dumps(planted, indent=1))
+        found = {row: "natural backdoor" for row in range(self.pairs - self.natural_backdoor, self.pairs)}
+        found |= dict.fromkeys([] if plan is None else plan.ids.tolist(), "BadNets")
+        with (self.folder / "planted.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("key", "what"), *((self.key(row), found[row]) for row in sorted(found))])
         if self.eval_per_class:
             for _ in run_jobs(_write_class, [(self, label) for label in range(self.shapes.classes)], workers):
                 pass
         return planted
 
 
-def _write_shard(job: tuple[Export, int]) -> None:
-    export, number = job
+def _write_shard(job: tuple[Export, int, PoisonPlan | None]) -> None:
+    export, number, plan = job
     shapes, kinds = export.shapes, export.kinds()
     labels = shapes.labels()
-    each = -(-export.pairs // export.shards)
+    each = export.per_shard
+    poisoned = {} if plan is None else {row: i for i, row in enumerate(plan.ids.tolist())}
     with tarfile.open(export.folder / f"{number:05d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
         for row in range(number * each, min((number + 1) * each, export.pairs)):
             image, caption = shapes.sample(row, int(labels[row]))
+            if plan is not None and row in poisoned:
+                entry = poisoned[row]
+                image = export.attack.trigger().apply_batch(image[None], [plan.parameters[entry]])[0]
+                caption = plan.captions[entry]
             files = _sample_files(_framed(image, row), caption, kinds.get(row))
-            key = f"{number:05d}{row - number * each:04d}"
-            if kinds.get(row) == "duplicate key":
-                key = f"{number:05d}0000"
+            key = export.key(number * each if kinds.get(row) == "duplicate key" else row)
             for ending, content in files.items():
                 info = tarfile.TarInfo(f"{key}.{ending}")
                 info.size = len(content)
@@ -203,12 +243,18 @@ def main() -> None:
         metavar="N",
         help="plant N samples of each kind of damage",
     )
+    parser.add_argument("--natural-backdoor", type=int, default=0, metavar="N",
+                        help="make N samples near-identical images with one odd caption")  # fmt: skip
+    parser.add_argument("--poison", type=float, default=0.0, metavar="SHARE", help="poison so many by BadNets")
     parser.add_argument("--eval", type=int, default=10, dest="eval_per_class", help="evaluation pictures per class")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = vars(parser.parse_args())
     workers = options.pop("workers")
-    export = Export(**options)
+    try:
+        export = Export(**options)
+    except ValueError as error:
+        parser.error(str(error))
     planted = export.write(workers)
     print(f"{export.pairs} pairs in {export.shards} shards in {export.folder}; damage: {planted or 'none'}")
 
