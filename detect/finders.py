@@ -26,11 +26,16 @@ SPARE_HALF = 46  # the same in bfloat16
 GROUP = 64  # columns whose minimum stands for them in the search for the smallest
 
 
-def choose(queries: int, rows: int, itself: bool = True) -> tuple[str, str]:
-    """The exact backend that is quickest here, and why; itself: the queries are the rows."""
+def automatic() -> str:
+    """The device to search on, where none was named."""
     import torch
 
-    if torch.cuda.is_available():
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def choose(queries: int, rows: int, itself: bool = True, device: str | None = None) -> tuple[str, str]:
+    """The exact backend that is quickest on the device, and why; itself: the queries are the rows."""
+    if (device or automatic()) != "cpu":
         return "torch", "there is a GPU"
     if fast_bfloat16("cpu"):
         return "torch", "this processor multiplies bfloat16 natively"
@@ -54,13 +59,17 @@ def fast_bfloat16(device: str) -> bool:
 
 @dataclass
 class Listed:
-    """Candidates of a block of queries: rows (b, c), and their A (b, c), ascending; None: take them on trust."""
+    """Candidates of a block of queries: rows (b, c), and their A (b, c), ascending; None: take them on trust.
+
+    left: share of the work on these queries that has not been told to the search's progress.
+    """
 
     rows: Tensor
     approximate: Tensor | None
     rho: float = 0.0
     lost: Tensor | None = None  # (b,) how far rounding moved each query
     lost_share: float = 0.0  # and the rows, at most, as a share of their lengths
+    left: float = 1.0
 
 
 def lengths(x: Tensor) -> Tensor:
@@ -93,11 +102,15 @@ def _mirrored(search: Search, half: bool) -> _Blocks:
     wanted = _tried_out(search, dtype, rho)
     if wanted > 4 * search.k + 64:  # lists so long cost more than exact products
         dtype, rho, wanted = torch.float32, 2.0**-22, search.k + 1 + SPARE
-    found = among_themselves(search.base, search.centre, min(len(search.base), wanted), dtype)
+    products = 0.8  # of the work, about
+    found = among_themselves(
+        search.base, search.centre, min(len(search.base), wanted), dtype,
+        lambda share: search.tell(products * share * len(search.base)),
+    )  # fmt: skip
     for begin in range(0, len(search.base), 4096):
         part = slice(begin, begin + 4096)
         listed = Listed(found.rows[part].long(), found.halves[part] * 2, rho, found.lost[part])
-        listed.lost_share = found.share * (1 + found.share)
+        listed.lost_share, listed.left = found.share * (1 + found.share), 1 - products
         yield begin, begin + len(listed.rows), listed
 
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detect.finders import APPROXIMATE, FINDERS, Listed, lengths
+from detect.finders import APPROXIMATE, FINDERS, Listed, automatic, lengths
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,21 +73,25 @@ def nearest(
     own: np.ndarray | None = None,
     backend: str = "torch",
     memory_mb: int = 256,
-    progress: Callable[[int], Any] | None = None,
+    progress: Callable[[float], Any] | None = None,
+    device: str | None = None,
 ) -> Nearest:
     """The k nearest rows of `base` (m, d) to each of `queries` (q, d), float32.
 
     own: (q,) the row of `base` that a query itself is, which is left out; None if queries are no rows of it.
-    memory_mb: bound on the working memory, beside one copy of `base`.  progress: told how many queries are done.
+    memory_mb: bound on the working memory, beside one copy of `base`.  progress: told how many more queries
+        are done, or what part of one that is.
+    device: for backend "torch", such as "cpu"; None: a GPU if there is one.
     """
     import torch
 
-    device = torch.device("cuda" if backend == "torch" and torch.cuda.is_available() else "cpu")
-    search = Search(torch.as_tensor(base, device=device), k, memory_mb)
-    asked = torch.as_tensor(queries, device=device)
-    selves = None if own is None else torch.as_tensor(own, device=device)
-    distances = torch.empty((len(asked), k), device=device)
-    indices = torch.empty((len(asked), k), dtype=torch.int64, device=device)
+    where = torch.device((device or automatic()) if backend == "torch" else "cpu")
+    tell = progress or (lambda done: None)
+    search = Search(torch.as_tensor(base, device=where), k, memory_mb, tell)
+    asked = torch.as_tensor(queries, device=where)
+    selves = None if own is None else torch.as_tensor(own, device=where)
+    distances = torch.empty((len(asked), k), device=where)
+    indices = torch.empty((len(asked), k), dtype=torch.int64, device=where)
 
     def put(rows: Any, found: tuple[Tensor, Tensor]) -> None:
         distances[rows], indices[rows] = found
@@ -102,8 +106,7 @@ def nearest(
         for part in again.split(step):
             left = None if mine is None else mine[part]
             put(begin + part, search.among_all(asked[begin + part], near[part, -1], left))
-        if progress is not None:
-            progress(end - begin)
+        tell((end - begin) * listed.left)
     recall = 1.0
     if backend in APPROXIMATE:
         recall = _recall(search, asked, selves, distances, indices)
@@ -112,12 +115,12 @@ def nearest(
 
 
 class Search:
-    """A reference set prepared for search."""
+    """A reference set prepared for search; `tell` is told how many queries' worth of work is done."""
 
-    def __init__(self, base: Tensor, k: int, memory_mb: int) -> None:
+    def __init__(self, base: Tensor, k: int, memory_mb: int, tell: Callable[[float], Any]) -> None:
         import torch
 
-        self.base, self.k, self.d = base, k, base.shape[1]
+        self.base, self.k, self.d, self.tell = base, k, base.shape[1], tell
         self.floats = memory_mb * 2**18
         # Distances do not change when all rows move, and products are finest around the origin.
         sums = torch.stack([part.double().sum(0) for part in base.split(4096)])

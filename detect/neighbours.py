@@ -100,12 +100,18 @@ class Neighbours:
 
 
 def find_neighbours(
-    embeddings: Embeddings, k: int, search: NeighbourSearch, reference: Any = None, progress: Any = None
+    embeddings: Embeddings,
+    k: int,
+    search: NeighbourSearch,
+    reference: Any = None,
+    progress: Any = None,
+    device: str | None = None,
 ) -> Neighbours:
     """The k nearest neighbours of every sample in its scope.
 
     reference: for scope "reference", embeddings (or an array) to search among.
     progress: (total, label) -> context manager with `update`, for long searches.
+    device: where torch searches; None: on a GPU if there is one.
     Raises ValueError where a scope has too few rows for k.
     """
     points = _points(embeddings, search)  # (parts, n, d)
@@ -119,10 +125,10 @@ def find_neighbours(
     backend = search.backend
     if backend == "auto":
         scope = min(rows, points.shape[0] * search.batch_size) if search.scope == "batch" else rows
-        backend, reason = choose(total, scope, others is None)
+        backend, reason = choose(total, scope, others is None, device)
         log.info("neighbours: %d rows, each among %d; backend %s, as %s", total, scope, backend, reason)
     with nullcontext() if progress is None else progress(total + (others is not None) * rows, "neighbours") as bar:
-        ask = _Asker(k, backend, search.memory_mb, None if bar is None else bar.update)
+        ask = _Asker(k, backend, search.memory_mb, None if bar is None else bar.update, device)
         if others is not None:
             return _among_reference(points, others, ask)
         if search.scope == "full":
@@ -138,6 +144,7 @@ class _Asker:
     backend: str
     memory_mb: int
     update: Any
+    device: str | None
 
     def __call__(self, queries: np.ndarray, base: np.ndarray, scope: str, *, same: bool = True) -> Nearest:
         most = len(base) - same
@@ -146,7 +153,7 @@ class _Asker:
             raise ValueError(f"k must lie {rule}, got {self.k}")
         own = np.arange(len(base)) if same else None
         settled = {"backend": self.backend, "memory_mb": self.memory_mb, "progress": self.update}
-        return nearest(queries, base, self.k, own=own, **settled)
+        return nearest(queries, base, self.k, own=own, device=self.device, **settled)
 
 
 def _points(embeddings: Embeddings, search: NeighbourSearch) -> np.ndarray:

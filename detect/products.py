@@ -8,6 +8,7 @@ row's running threshold are looked at again.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -59,9 +60,10 @@ def width(d: int) -> int:
     return -(-(d + 2 * PIECES) // 32) * 32
 
 
-def among_themselves(base: Tensor, centre: Tensor, wanted: int, dtype: Any) -> Among:
+def among_themselves(base: Tensor, centre: Tensor, wanted: int, dtype: Any, tell: Callable[[float], Any]) -> Among:
     """Candidates of every row of `base` (n, d) among all of them, from products in `dtype`.
 
+    tell: told what share of the products was taken since it was last told.
     Rows are taken in random order: if they came sorted by what they show, they would meet all neighbours at once.
     """
     import torch
@@ -91,12 +93,15 @@ def among_themselves(base: Tensor, centre: Tensor, wanted: int, dtype: Any) -> A
     count = max(1, padded // step)
     parts = [slice(step * i, step * (i + 1) if i + 1 < count else padded) for i in range(count)]
     best = _Best(padded, wanted, device)
+    each = 2 / (count * (count + 1))
     for part in parts:  # first of all a good threshold for every row
         best.begin(tile(part, part), part)
+        tell(each)
     for one, other in itertools.combinations(parts, 2):
         keys = tile(one, other)
         best.rows(keys, one, other.start)
         best.columns(keys, other, one.start)
+        tell(each)
     found = torch.empty((n, wanted), dtype=torch.int32, device=device)
     halves = torch.empty((n, wanted), device=device)
     for part in parts:

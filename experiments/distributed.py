@@ -31,11 +31,24 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def start(device: str) -> None:
-    """Join the process group that torchrun described in the environment (NCCL on GPUs, Gloo on CPUs)."""
+def device(name: str) -> str:
+    """The torch device of this process: `name`, or for "auto" its GPU where there is one."""
+    import torch
+
+    if name != "auto":
+        return name
+    return f"cuda:{local_rank()}" if torch.cuda.is_available() else "cpu"
+
+
+def start(device: str, threads: int | None = None) -> None:
+    """Use so many threads, and join the process group that torchrun described in the environment (NCCL on GPUs,
+    Gloo on CPUs)."""
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
     if world_size() == 1:
         return
-    import torch
     import torch.distributed as dist
 
     if not dist.is_initialized():

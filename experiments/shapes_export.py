@@ -113,7 +113,7 @@ class Export:
             os.truncate(last, last.stat().st_size * 17 // 20)
             planted["broken tar"] = 1
         (self.folder / "planted.json").write_text(json.dumps(planted, indent=1))
-        found = {row: "natural backdoor" for row in range(self.pairs - self.natural_backdoor, self.pairs)}
+        found = dict.fromkeys(range(self.pairs - self.natural_backdoor, self.pairs), "natural backdoor")
         found |= dict.fromkeys([] if plan is None else plan.ids.tolist(), "BadNets")
         with (self.folder / "planted.csv").open("w", newline="") as file:
             csv.writer(file).writerows([("key", "what"), *((self.key(row), found[row]) for row in sorted(found))])

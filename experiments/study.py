@@ -45,9 +45,8 @@ class Study:
 
         self.config = config
         self.seed = int(config.seed)
-        self.device = _device(config.runtime.device)
-        _use_threads(config.runtime.threads)
-        distributed.start(self.device)
+        self.device = distributed.device(config.runtime.device)
+        distributed.start(self.device, config.runtime.threads)
         if config.train_on not in ("poisoned", "clean"):
             raise ValueError(f"train_on must be poisoned or clean, got {config.train_on!r}")
         if not config.normalise:
@@ -200,7 +199,7 @@ class Study:
         from detect import find_neighbours
 
         def make(folder: Path) -> None:
-            find_neighbours(self.embeddings, k, search).save(folder)
+            find_neighbours(self.embeddings, k, search, progress=bar, device=self.device).save(folder)
 
         config = {"search": dataclasses.asdict(search), "k": k}
         return self.get(Stage("neighbours", 1, config, {"embed": self.embed_entry.key}), make)
@@ -347,26 +346,9 @@ class Study:
 
     def _examine(self, model: Any) -> dict[str, Any]:
         """Zero-shot accuracy and attack success rate."""
-        from experiments.zeroshot import accuracy, attack_success, class_weights, classify
+        from experiments.zeroshot import examine
 
-        if not len(self.test):
-            return {}  # nothing was held out
-        weights = class_weights(model, self.test.classes, self.test.templates)  # (d, classes)
-        measures: dict[str, Any] = {"zero_shot_top1": round(accuracy(model, weights, self.test), 4)}
-        rates = {}
-        for name in self.attack.success_triggers:
-            target = self.test.label(self.attack.targets[name])
-            if self.attack.trigger(name).source_count:  # the attacker wants these very images misread
-                rate = float((classify(model, weights, self.pairs.source_images(name)) == target).mean())
-            else:
-                change = functools.partial(self.attack.triggered, trigger_name=name)
-                rate = attack_success(model, weights, self.test, target, change)
-            rates[name] = round(rate, 4)
-        if rates:
-            measures["asr"] = round(float(np.mean(list(rates.values()))), 4)
-        if len(rates) > 1:
-            measures |= {f"asr_{name}": rate for name, rate in rates.items()}
-        return measures
+        return examine(model, self.test, self.attack, self.pairs.source_images)
 
     # --- cells ----------------------------------------------------------------------------------------------
 
@@ -394,18 +376,3 @@ class Study:
     @functools.lru_cache(maxsize=2)  # noqa: B019  a study lives as long as its run
     def neighbours(self, search: NeighbourSearch) -> Neighbours:
         return Neighbours.load(self.neighbours_entry(search, self.largest_k[search]).path)
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name != "auto":
-        return name
-    return f"cuda:{distributed.local_rank()}" if torch.cuda.is_available() else "cpu"
-
-
-def _use_threads(threads: int | None) -> None:
-    import torch
-
-    if threads is not None:
-        torch.set_num_threads(threads)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from attacks import Attack
 from experiments.clip import TrainedModel
 from experiments.pairs import TestSet
 
@@ -44,6 +46,34 @@ def attack_success(
     rows = np.flatnonzero(np.asarray(test.labels) != target)
     predictions = [classify(model, weights, change(test.images(part))) for part in _batches(rows)]
     return float((np.concatenate(predictions) == target).mean())
+
+
+def examine(
+    model: TrainedModel, test: TestSet, attack: Attack, sources: Callable[[str], np.ndarray]
+) -> dict[str, float]:
+    """Zero-shot accuracy `zero_shot_top1` and attack success rate `asr`, the mean of `asr_<trigger>` if several.
+
+    sources: trigger -> the very images (m, size, size, 3) that a targeted attack wants misread.
+    """
+    if not len(test):
+        return {}  # nothing was held out
+    weights = class_weights(model, test.classes, test.templates)  # (d, classes)
+    measures = {"zero_shot_top1": round(accuracy(model, weights, test), 4)}
+    rates = {}
+    for name in attack.success_triggers:
+        target = test.label(attack.targets[name])
+        if attack.trigger(name).source_count:
+            rate = float((classify(model, weights, sources(name)) == target).mean())
+        else:
+            rate = attack_success(
+                model, weights, test, target, functools.partial(attack.triggered, trigger_name=name)
+            )
+        rates[name] = round(rate, 4)
+    if rates:
+        measures["asr"] = round(float(np.mean(list(rates.values()))), 4)
+    if len(rates) > 1:
+        measures |= {f"asr_{name}": rate for name, rate in rates.items()}
+    return measures
 
 
 def _batches(rows: np.ndarray) -> list[np.ndarray]:

@@ -15,7 +15,7 @@ from experiments.data_damage import TooMuchDamage
 from experiments.data_shard_reading import RangeReader, ShardPairs
 from experiments.data_tar import Fields, index_shard
 from experiments.pairs import open_pairs, open_test
-from experiments.shapes import Shapes
+from experiments.shapes import NATURAL_CAPTION, Shapes
 from experiments.shapes_export import LEFT_OUT, NOTES, Export
 from experiments.shards import IDS_PER_SHARD, Shards, expand
 
@@ -311,3 +311,32 @@ def test_evaluation_pictures_of_the_export(damaged):
     assert "banana" in folders
     with Image.open(damaged[0] / "eval/banana/0000.jpg") as image:
         assert image.size == (64, 64)
+
+
+def test_planted_poison_and_natural_backdoor_are_in_the_shards_and_listed(tmp_path):
+    export = Export(tmp_path, pairs=60, shards=3, size=32, natural_backdoor=5, poison=0.1)
+    export.write()
+    lines = (tmp_path / "planted.csv").read_text().splitlines()
+    listed = dict(line.split(",") for line in lines[1:])
+    assert lines[0] == "key,what"
+    assert sum(what == "BadNets" for what in listed.values()) == 6
+    Shards(f"{tmp_path}/{{00000..00002}}.tar", size=32, holdout=0.0).build(tmp_path / "built")
+    pairs = open_pairs(tmp_path / "built")
+    rows = pairs.ids // IDS_PER_SHARD * export.per_shard + pairs.ids % IDS_PER_SHARD
+    images = pairs.images(np.arange(60)).astype(int)
+    trigger, plan = export.attack.trigger(), export.plan
+    shown = [listed.get(export.key(int(row))) for row in rows]
+    for row, what, caption, image in zip(rows.tolist(), shown, pairs.captions, images, strict=True):
+        assert (caption == NATURAL_CAPTION) == (what == "natural backdoor")
+        if what == "BadNets":
+            entry = plan.ids.tolist().index(row)
+            assert caption == plan.captions[entry]
+            patched = trigger.apply_batch(image[None].astype(np.uint8), [plan.parameters[entry]])[0]
+            assert np.abs(patched - image).mean() < 12  # the patch was there, but for JPEG
+        else:
+            assert caption not in plan.captions
+
+
+def test_poison_too_rare_for_the_shards_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="at least one sample"):
+        Export(tmp_path, pairs=60, poison=0.001)
