@@ -62,3 +62,10 @@ def recall_at(values: np.ndarray, truth: np.ndarray, share: float) -> float:
     """Share of the poison among the round(share * n), at least one, highest scores; ties by position."""
     removed = np.argsort(-values, kind="stable")[: max(1, round(share * len(values)))]
     return float(truth[removed].sum() / truth.sum())
+
+
+def rank_share(scores: np.ndarray) -> np.ndarray:
+    """Share of the samples that are less suspicious, (n,) in (0, 1); ties share their mean."""
+    from scipy.stats import rankdata
+
+    return (rankdata(scores) - 0.5) / len(scores)

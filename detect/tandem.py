@@ -11,6 +11,7 @@ from detect.base import LocalDetector
 from detect.embeddings import Evidence
 from detect.flicker import Flicker
 from detect.lid import LID
+from detect.metrics import rank_share
 from detect.neighbours import Neighbours
 
 
@@ -36,16 +37,9 @@ class Tandem(LocalDetector):
     def score_neighbours(self, neighbours: Neighbours, evidence: Evidence | None = None) -> np.ndarray:
         if evidence is None:
             raise ValueError("Tandem needs evidence beside the neighbour table: text and views")
-        wide, narrow = (share(LID(k=k).score_neighbours(neighbours)) for k in (self.k, self.k // 2))
-        flicker = share(Flicker(slight=self.slight).score(evidence))
+        wide, narrow = (rank_share(LID(k=k).score_neighbours(neighbours)) for k in (self.k, self.k // 2))
+        flicker = rank_share(Flicker(slight=self.slight).score(evidence))
         return -np.log1p(-(wide + narrow) / 2) - np.log1p(-flicker)
 
     def rows(self, table: Neighbours) -> np.ndarray:
         raise TypeError("Tandem has no score of reference rows: of these, nobody looked at the images")
-
-
-def share(scores: np.ndarray) -> np.ndarray:
-    """Share of the samples that are less suspicious, (n,) in (0, 1); ties share their mean."""
-    from scipy.stats import rankdata
-
-    return (rankdata(scores) - 0.5) / len(scores)

@@ -21,6 +21,7 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from detect import Scores, evaluate
+from detect.metrics import rank_share
 from experiments import distributed
 from experiments.evalset_folders import Builtin
 from experiments.groups import Group, Grouping
@@ -228,13 +229,6 @@ class Scan:
         return ScanResult(
             table, list(columns), ranked_by, samples, groups, truth if planned else None, metrics, failed, facts
         )
-
-
-def rank_share(values: np.ndarray) -> np.ndarray:
-    """Share of the samples that are not more suspicious, (n,) in (0, 1]; ties share their mean."""
-    from scipy.stats import rankdata
-
-    return rankdata(values) / len(values)
 
 
 def robust_z(values: np.ndarray) -> np.ndarray:

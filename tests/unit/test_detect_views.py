@@ -7,7 +7,7 @@ from sklearn.metrics import roc_auc_score
 
 from detect import LID, SLOF, Embeddings, Evidence, Flicker, Tandem
 from detect.clip_score import cosine
-from detect.tandem import share
+from detect.metrics import rank_share
 from detect.views import VIEWS
 
 
@@ -87,7 +87,7 @@ def test_views_of_a_wrong_shape_or_not_finite_are_refused(views):
 
 
 def test_share_lies_between_0_and_1_and_ties_share_their_mean():
-    np.testing.assert_allclose(share(np.array([3.0, 1.0, 3.0, 2.0])), [0.75, 0.125, 0.75, 0.375])
+    np.testing.assert_allclose(rank_share(np.array([3.0, 1.0, 3.0, 2.0])), [0.75, 0.125, 0.75, 0.375])
 
 
 def crowd(poisons, seed=0):
@@ -115,8 +115,8 @@ def test_tandem_is_fishers_combination_of_its_two_signs():
     image, _ = crowd(poisons=20)
     embeddings = Embeddings(np.arange(len(image)), image, image)
     given = Evidence(embeddings, views=np.random.default_rng(2).random((len(image), 2)))
-    u = (share(LID(k=10).score(embeddings)) + share(LID(k=5).score(embeddings))) / 2
-    v = share(Flicker().score(given))
+    u = (rank_share(LID(k=10).score(embeddings)) + rank_share(LID(k=5).score(embeddings))) / 2
+    v = rank_share(Flicker().score(given))
     np.testing.assert_allclose(Tandem(k=10).score(given), -np.log(1 - u) - np.log(1 - v))
     with pytest.raises(ValueError, match="needs views"):
         Tandem(k=10).score(embeddings)

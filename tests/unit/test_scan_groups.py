@@ -5,7 +5,7 @@ import pytest
 
 from detect.embeddings import unit
 from experiments.groups import Grouping, jaccard, leading_caption, words_of
-from experiments.scan import rank_share, robust_z
+from experiments.scan import robust_z
 
 CAKE = "the birthday cake with candles in the form of number icon 3"
 
@@ -80,10 +80,6 @@ def test_captions_that_differ_in_a_number_are_one():
     assert leading_caption(captions, shared=0.8) == (captions[0], 0.8)
     assert jaccard(words_of("A photo of a Dog!"), words_of("dog, a photo of a")) == 1
     assert jaccard(words_of("a b c"), words_of("b c d")) == pytest.approx(0.5)
-
-
-def test_rank_share_gives_ties_their_mean():
-    assert rank_share(np.array([3.0, 1.0, 3.0, 9.0])).tolist() == [0.625, 0.25, 0.625, 1.0]
 
 
 def test_robust_z_measures_by_the_lower_half():
