@@ -94,7 +94,7 @@ class Stamp:
 
 def write_tables(table: pd.DataFrame, cells: list[StoredCell], out: Path, console: Console) -> None:
     """`cells.csv`, a main table per study, and the comparison with the paper."""
-    from analysis import published, written
+    from analysis import hindsight, published, written
 
     out.mkdir(parents=True, exist_ok=True)
     table.drop(columns="place").to_csv(out / "cells.csv", index=False)
@@ -105,6 +105,11 @@ def write_tables(table: pd.DataFrame, cells: list[StoredCell], out: Path, consol
         paths = written.write_tables(summary, out, f"main_table_{_stem(name)}", title)
         console.print(written.console_table(summary, title))
         console.print("  ".join(str(path) for path in paths), style="dim", highlight=False)
+        bounds = hindsight.hindsight(rows)
+        if bounds is not None:
+            bounds.to_csv(out / f"hindsight_{_stem(name)}.csv", index=False)
+            text = hindsight.markdown(bounds, f"Beside the best k by the truth ({name})")
+            (out / f"hindsight_{_stem(name)}.md").write_text(text)
     beside = published.side_by_side(summaries)
     beside.to_csv(out / "beside_the_paper.csv", index=False)
     (out / "beside_the_paper.md").write_text(published.markdown(beside))
