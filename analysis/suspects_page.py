@@ -131,7 +131,8 @@ def summary(result: ScanResult) -> str:
 def _group_lines(groups: list[Group]) -> list[str]:
     alarming = [group for group in groups if group.alarming]
     if not alarming:
-        text = "None. " + (f"{len(groups)} weaker groups are in suspects.html." if groups else "")
+        shown = min(len(groups), GROUPS)
+        text = "None." + (f" suspects.html shows {shown} of {len(groups)} weaker groups." if groups else "")
         return [text.strip()]
     lines = ["| strength | images | leading caption | similarity | pixels alike | captions alike | isolation |",
              "|---|---|---|---|---|---|---|"]  # fmt: skip
