@@ -1,0 +1,104 @@
+"""`task=defences`: removing the suspects against ways to train that are meant to need no removal.
+
+All of them meet the same poisoned data: trained on as usual, by each of `ways`, and without what the scan ranks
+first; training on clean data is what can be hoped for.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from experiments import distributed
+from experiments.retrain import COLUMNS, CleanAndRetrain, Retrained
+from experiments.study import Study
+
+SUBSET = 3  # which stream of random numbers
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to train.
+
+    name: its row in the table.
+    train: what differs from the configuration's `train`.
+    finetune: None: it trains from scratch on the poisoned data. Otherwise the model that saw them is trained on,
+        with so large a share of the pairs as they were before the attack: those that a defender has checked.
+    """
+
+    name: str
+    train: Mapping[str, Any]
+    finetune: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.finetune is not None and not 0 < self.finetune <= 1:
+            raise ValueError(f"task.ways: finetune of {self.name} must lie in (0, 1], got {self.finetune}")
+
+    def training(self, study: Study) -> DictConfig:
+        """The study's `train` with this way's differences; a setting that does not exist is refused."""
+        config = copy.deepcopy(study.config.train)
+        for name, value in self.train.items():
+            if name not in config:
+                raise ValueError(f"task.ways: {self.name} sets train.{name}, which does not exist")
+            OmegaConf.update(config, name, value, merge=False)  # a loss is replaced, with all its weights
+        return config
+
+    def study(self, study: Study) -> Study:
+        """What is trained, which for a fine-tuning first trains `study`."""
+        config = copy.deepcopy(study.config)
+        config.train = self.training(study)
+        if self.finetune is None:
+            return Study(config)
+        config.train_on = "clean"
+        config.model = {
+            "_target_": "experiments.trained.Trained", "folder": str(study.train_entry.path), "finetune": True,
+        }  # fmt: skip
+        ids = np.asarray(study.clean.ids)
+        chosen = np.random.default_rng([study.seed, SUBSET]).permutation(len(ids))[
+            : round(self.finetune * len(ids))
+        ]
+        return Study(config, np.sort(ids[chosen]))
+
+
+@dataclass(frozen=True)
+class Defences(CleanAndRetrain):
+    """ways: to train, by any name.  Of `shares`, each is removed by the scan's ranking before another training."""
+
+    ways: Mapping[str, Way] = field(default_factory=dict)
+
+    def check(self, study: Study) -> None:
+        """Refuse, before any work, settings of a way that cannot be trained with."""
+        from hydra.utils import instantiate
+
+        super().check(study)
+        for way in self.ways.values():
+            instantiate(way.training(study))
+
+    def run(self, study: Study) -> Retrained | None:
+        truth = study.truth
+        rows = [self.row(study, "undefended", truth) | {"trainings": 1.0}]
+        for way in self.ways.values():
+            tried = way.study(study)
+            saw = truth if way.finetune is None else np.zeros(len(truth), bool)
+            before = 0.0 if way.finetune is None else 1.0
+            rows.append(self.row(tried, way.name, saw) | {"trainings": before + _passes(tried) / _passes(study)})
+        order, _ = self.suspects(study)
+        for share in self.shares:
+            removed = order[: round(share * len(order))]
+            row = self.row_without(study, f"retrained, {100 * share:g} % less by the ranking", removed)
+            rows.append(row | {"trainings": 2 - share})
+        rows.append(self.clean_row(study) | {"trainings": 1.0})
+        columns = {name: text for name, text in COLUMNS.items() if name != "removed"} | {"trainings": "trainings"}
+        return Retrained(rows, "Defences", columns) if distributed.is_main() else None
+
+
+def _passes(study: Study) -> int:
+    """Pairs that pass through the model in its training; an altered view beside a pair is one more."""
+    pairs = len(study.clean) if study.kept is None else len(study.kept)
+    views = 2 if study.training.objective.views is True else 1
+    return study.training.epochs * pairs * views
