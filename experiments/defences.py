@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
@@ -71,13 +71,21 @@ class Defences(CleanAndRetrain):
 
     ways: Mapping[str, Way] = field(default_factory=dict)
 
+    task: ClassVar[str] = "defences"
+
     def check(self, study: Study) -> None:
         """Refuse, before any work, settings of a way that cannot be trained with."""
         from hydra.utils import instantiate
 
         super().check(study)
+        pairs = getattr(study.data, "pairs", None)
         for way in self.ways.values():
-            instantiate(way.training(study))
+            training = instantiate(way.training(study))
+            if way.finetune and pairs and round(way.finetune * pairs) < training.batch_size:
+                raise ValueError(
+                    f"task.ways: finetune of {way.name} must leave a batch of {training.batch_size} pairs, "
+                    f"got {way.finetune} of {pairs}"
+                )
 
     def run(self, study: Study) -> Retrained | None:
         truth = study.truth

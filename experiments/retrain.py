@@ -12,7 +12,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -57,6 +57,8 @@ class CleanAndRetrain(Scan):
     random_shares: Sequence[float] = (0.1,)
     groups: bool = True
 
+    task: ClassVar[str] = "clean_and_retrain"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for share in (*self.shares, *self.random_shares):
@@ -67,11 +69,9 @@ class CleanAndRetrain(Scan):
         """Refuse, before any work, what has nothing to retrain."""
         super().check(study)
         if not study.model_spec.trains:
-            raise ValueError(
-                "task=clean_and_retrain trains the model anew, which this model configuration does not"
-            )
+            raise ValueError(f"task={self.task} trains the model anew, which this model configuration does not")
         if self.shards_per_part is not None:
-            raise ValueError("task=clean_and_retrain works on the whole data, not with task.shards_per_part")
+            raise ValueError(f"task={self.task} works on the whole data, not with task.shards_per_part")
 
     def run(self, study: Study) -> Retrained | None:
         rows = [self.row(study, "poisoned data", study.truth), self.clean_row(study)]

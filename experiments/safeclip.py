@@ -124,7 +124,7 @@ class SafeCLIPCourse:
         return loss
 
     def own(self, features: Features) -> Tensor:
-        """Mean over the modalities of CE(scale <z_j, nearest to z~_k>), of the pool; until it is full, z~_k itself."""
+        """Mean over the modalities of CE(scale <z_j, nearest to z~_k in the pool>); before it is full: z~_k."""
         both = [
             (features.image, features.image_view, self.images),
             (features.text, features.text_view, self.captions),
