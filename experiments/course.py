@@ -21,7 +21,7 @@ from experiments.losses import Features, Loss, Views
 class Course(Protocol):
     """The loss of one training. Epochs and steps count from 0."""
 
-    def begin(self, epoch: int, model: TrainedModel, pairs: Pairs) -> None:
+    def begin(self, epoch: int, model: TrainedModel, pairs: Pairs, workers: int) -> None:
         """Called before the first step of each epoch; may look at all pairs with the model as it is."""
 
     def pace(self, epoch: int) -> float:
@@ -58,7 +58,7 @@ class Memoryless:
     def __init__(self, loss: Loss) -> None:
         self.loss = loss
 
-    def begin(self, epoch: int, model: TrainedModel, pairs: Pairs) -> None:
+    def begin(self, epoch: int, model: TrainedModel, pairs: Pairs, workers: int) -> None:
         pass
 
     def pace(self, epoch: int) -> float:

@@ -67,7 +67,11 @@ class Way:
 
 @dataclass(frozen=True)
 class Defences(CleanAndRetrain):
-    """ways: to train, by any name.  Of `shares`, each is removed by the scan's ranking before another training."""
+    """ways: to train, by any name.  Of `shares`, each is removed by the scan's ranking before another training.
+
+    A row's `trainings` is what all of its trainings cost: pairs and altered views of pairs that pass through the
+    model, in multiples of the undefended training. The passes of the scan, which trains nothing, come on top.
+    """
 
     ways: Mapping[str, Way] = field(default_factory=dict)
 
@@ -92,21 +96,21 @@ class Defences(CleanAndRetrain):
         rows = [self.row(study, "undefended", truth) | {"trainings": 1.0}]
         for way in self.ways.values():
             tried = way.study(study)
-            saw = truth if way.finetune is None else np.zeros(len(truth), bool)
-            before = 0.0 if way.finetune is None else 1.0
-            rows.append(self.row(tried, way.name, saw) | {"trainings": before + _passes(tried) / _passes(study)})
+            cost = _passes(tried) / _passes(study) + (way.finetune is not None)
+            rows.append(self.row(tried, way.name, truth) | {"trainings": cost})
         order, _ = self.suspects(study)
         for share in self.shares:
             removed = order[: round(share * len(order))]
             row = self.row_without(study, f"retrained, {100 * share:g} % less by the ranking", removed)
             rows.append(row | {"trainings": 2 - share})
         rows.append(self.clean_row(study) | {"trainings": 1.0})
-        columns = {name: text for name, text in COLUMNS.items() if name != "removed"} | {"trainings": "trainings"}
+        columns = {name: text for name, text in COLUMNS.items() if name != "removed"}
+        columns |= {"trained_on": "model", "trainings": "cost"}
         return Retrained(rows, "Defences", columns) if distributed.is_main() else None
 
 
 def _passes(study: Study) -> int:
-    """Pairs that pass through the model in its training; an altered view beside a pair is one more."""
+    """Pairs that pass through the model in its training, and altered views beside them."""
     pairs = len(study.clean) if study.kept is None else len(study.kept)
     views = 2 if study.training.objective.views is True else 1
     return study.training.epochs * pairs * views

@@ -61,7 +61,7 @@ class RoCLIPCourse:
         self.settings, self.steps_per_epoch = settings, steps_per_epoch
         self.captions = Pool(size)
 
-    def begin(self, epoch: int, model: TrainedModel, pairs: Pairs) -> None:
+    def begin(self, epoch: int, model: TrainedModel, pairs: Pairs, workers: int) -> None:
         pass
 
     def pace(self, epoch: int) -> float:

@@ -75,14 +75,14 @@ class SafeCLIPCourse:
         size = pool_size(settings.pool, n)
         self.images, self.captions = Pool(size), Pool(size)
 
-    def begin(self, epoch: int, model: TrainedModel, pairs: Pairs) -> None:
+    def begin(self, epoch: int, model: TrainedModel, pairs: Pairs, workers: int) -> None:
         from experiments.embed import embed
 
         turn = epoch - self.settings.unimodal - self.settings.slow
         if turn < 0:
             return
         model.clip.eval()
-        embeddings = embed(model, pairs)
+        embeddings = embed(model, pairs, workers=workers)
         risk = detect.SafeCLIP(seed=self.seed).score(embeddings)
         self.split(risk, cosine(embeddings), first=turn == 0)
         log.info("safeclip: %d of %d pairs are safe in epoch %d", int(self.safe.sum()), len(pairs), epoch + 1)

@@ -160,7 +160,7 @@ class _Run:
                 if table is not None:
                     batch = batch._replace(tokens=table[batch.rows[_mine()]])
                 if self.step % self.schedule.steps_per_epoch == 0:
-                    self.course.begin(self.step // self.schedule.steps_per_epoch, self.model, self.pairs)
+                    self.course.begin(self.step // self.schedule.steps_per_epoch, self.model, self.pairs, workers)
                 self.one_step(network, batch)
                 shown.update(1)
                 epoch_ends = self.step % self.schedule.steps_per_epoch == 0

@@ -139,12 +139,12 @@ def test_defences_meet_the_same_poison(do, scanned, store):
     ways = [f"task.ways.{way}" for way in ("cleanclip", "roclip", "safeclip")]
     folder = do(
         *tiny, "task=defences", f"{ways[0]}.finetune=0.25", f"{ways[0]}.train.epochs=1", f"{ways[0]}.train.lr=1e-9",
-        f"+{ways[1]}.train.epochs=2", f"{ways[2]}.train.epochs=3", f"{ways[2]}.train.loss.unimodal=1",
+        f"{ways[1]}.train.epochs=2", f"{ways[2]}.train.epochs=3", f"{ways[2]}.train.loss.unimodal=1",
     )  # fmt: skip
     rows = pd.read_csv(folder / "results.csv").set_index("trained_on")
     names = ["undefended", "CleanCLIP, fine-tuned", "RoCLIP", "SafeCLIP"]
     assert list(rows.index) == [*names, "retrained, 10 % less by the ranking", "clean data"]
-    assert list(rows["poisons_left"].drop(rows.index[4])) == [20, 0, 20, 20, 0]
+    assert list(rows["poisons_left"].drop(rows.index[4])) == [20, 20, 20, 20, 0]
     assert list(rows["trainings"]) == [1, 1 + 2 * 0.25, 2, 2 * 3, 1.9, 1]
     assert rows["asr"].between(0, 1).all()
     assert len((folder / "summary.md").read_text().splitlines()) == 4 + len(rows)

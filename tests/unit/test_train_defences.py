@@ -1,21 +1,29 @@
-"""RoCLIP and SafeCLIP: their losses by loops, their choices by brute force, what they refuse, and resuming."""
+"""Defences while training: losses by loops, choices by brute force, what is refused, resuming, fine-tuning."""
 
 import math
 import os
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from training_example import TINY_CONV, Noise, TinyViT
 
+from experiments import config as schema
 from experiments.batches import Schedule, Shift, Steps
 from experiments.course import Memoryless, Pool, start
-from experiments.losses import CLIPLoss, Features
+from experiments.defences import Way
+from experiments.losses import CleanCLIPLoss, CLIPLoss, Features
 from experiments.recipe import Training
 from experiments.roclip import RoCLIP
 from experiments.safeclip import SafeCLIP
 from experiments.train import _Run, train
+from experiments.trained import Trained
 
 SCALE = 7.0
 
@@ -155,9 +163,9 @@ def test_safeclip_asks_the_detector(tmp_path):
     torch.manual_seed(0)
     model = TINY_CONV.build(pairs.captions)
     course = SafeCLIP(unimodal=1, slow=1, threshold=0.6).course(40, steps_per_epoch=4, seed=3)
-    course.begin(1, model, pairs)
+    course.begin(1, model, pairs, workers=0)
     assert not course.safe.any()
-    course.begin(2, model, pairs)
+    course.begin(2, model, pairs, workers=0)
     model.clip.eval()
     expected = detect.SafeCLIP(seed=3).score(embed(model, pairs)) < 0.4
     assert course.safe.numpy().tolist() == expected.tolist()
@@ -266,3 +274,38 @@ def test_several_processes_are_refused(monkeypatch):
     monkeypatch.setitem(os.environ, "WORLD_SIZE", "2")
     with pytest.raises(ValueError, match=r"train\.loss=RoCLIP remembers .* one process .* torchrun started 2"):
         recipe(loss=RoCLIP())
+
+
+@pytest.mark.parametrize("scale", ["demo", "paper"])
+def test_ways_of_the_experiment_can_be_trained(scale):
+    """Each takes over the settings of `train`, but for what it names; a loss goes with all of its weights."""
+    schema.register()
+    with initialize_config_dir(str(Path(__file__).parents[2] / "conf"), version_base="1.3"):
+        config = compose("config", ["experiment=defences", f"scale={scale}", "train/loss=cyclip"])
+    ways = instantiate(config.task).ways
+    study = SimpleNamespace(config=config)
+    trainings = {name: instantiate(way.training(study)) for name, way in ways.items()}
+    assert [type(training.loss) for training in trainings.values()] == [CleanCLIPLoss, RoCLIP, SafeCLIP]
+    assert {training.batch_size for training in trainings.values()} == {config.train.batch_size}
+    assert trainings["cleanclip"].lr < config.train.lr == trainings["roclip"].lr
+    assert config.train.loss._target_.endswith("CyCLIPLoss")  # the study's own settings are as they were
+
+
+def test_a_way_that_cannot_be_trained_is_refused():
+    study = SimpleNamespace(config=OmegaConf.create({"train": {"epochs": 3}}))
+    with pytest.raises(ValueError, match=r"task\.ways: Mine sets train\.epoch, which does not exist"):
+        Way("Mine", {"epoch": 2}).training(study)
+    with pytest.raises(ValueError, match=r"task\.ways: finetune of Mine must lie in \(0, 1\], got 1\.5"):
+        Way("Mine", {}, finetune=1.5)
+
+
+def test_fine_tuning_starts_from_the_weights_of_the_folder(tmp_path):
+    model = TINY_CONV.build(["red star", "blue kite"])
+    model.save(tmp_path)
+    spec = Trained(str(tmp_path), finetune=True)
+    again = spec.build(["green apple"])
+    assert (spec.trains, Trained(str(tmp_path)).trains) == (True, False)
+    assert [Path(file).name for file in spec.files] == ["model.json", "weights.safetensors"]
+    state = model.clip.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in again.clip.state_dict().items())
+    assert again.tokenizer(["red kite"]).tolist() == model.tokenizer(["red kite"]).tolist()
