@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from attacks.pairs import Pairs
 from experiments import distributed
+from experiments.losses import Views
 
 ORDER, AUGMENT, VIEWS = 1, 2, 3  # which stream of random numbers
 
@@ -120,6 +121,7 @@ class Steps(Dataset):
     """step -> Batch.
 
     tokenise: texts -> (b, context), so that it happens where the images are decoded; None leaves tokens out.
+    views: add altered versions of images and texts; "only": put them in the place of the others.
     """
 
     def __init__(
@@ -128,7 +130,7 @@ class Steps(Dataset):
         schedule: Schedule,
         augment: Shift | ResizedCrop | None,
         tokenise: Callable[[Sequence[str]], Tensor] | None = None,
-        views: bool = False,
+        views: Views = False,
     ) -> None:
         self.pairs, self.schedule, self.augment = pairs, schedule, augment
         self.tokenise, self.views = tokenise, views
@@ -151,14 +153,15 @@ class Steps(Dataset):
         texts = [self.pairs.captions[int(row)] for row in rows[mine]]
         batch = batch._replace(tokens=self.tokenise(texts))
         if self.views:
-            from experiments.views import image_views, text_views
+            from experiments import views
 
             seeds = np.random.default_rng([self.schedule.seed, VIEWS, step]).integers(0, 2**63 - 1, len(rows))[mine]
             # A crop of its own first, as the other view has one.
-            other = image_views(self._augmented(clean, [VIEWS, step, 1], len(rows), mine), seeds)
-            batch = batch._replace(
-                image_views=torch.from_numpy(other), token_views=self.tokenise(text_views(texts, seeds))
-            )
+            other = views.image_views(self._augmented(clean, [VIEWS, step, 1], len(rows), mine), seeds)
+            image_views, tokens = torch.from_numpy(other), self.tokenise(views.text_views(texts, seeds))
+            if self.views == "only":
+                return batch._replace(images=image_views, tokens=tokens)
+            batch = batch._replace(image_views=image_views, token_views=tokens)
         return batch
 
     def _augmented(self, images: np.ndarray, stream: Sequence[int], count: int, mine: slice) -> np.ndarray:

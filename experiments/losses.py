@@ -1,4 +1,4 @@
-"""What CLIP is trained to minimise: `train/loss=clip|siglip|cyclip|cleanclip`.
+"""What CLIP is trained to minimise: `train/loss=clip|siglip|cyclip|cleanclip`; those that remember: see `course`.
 
 Each loss sees the features of the whole global batch, gathered from all processes with their gradients, so
 that its value and its gradients are those of one process.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -56,11 +56,17 @@ def gather(features: Features) -> Features:
     return Features(scale=features.scale, bias=features.bias, **whole)
 
 
+Views = bool | Literal["only"]
+
+
 class Loss(Protocol):
-    """A loss of the global batch. bias: the logits need one.  views: it compares two views of each sample."""
+    """A loss of the global batch. bias: the logits need one.
+
+    views: it compares two views of each sample; "only": it sees the altered view alone, in place of the sample.
+    """
 
     bias: ClassVar[bool]
-    views: ClassVar[bool]
+    views: ClassVar[Views]
 
     def __call__(self, features: Features) -> Tensor: ...
 
@@ -70,7 +76,7 @@ class CLIPLoss:
     """open_clip's ClipLoss: the mean of the two cross-entropies of image -> text and text -> image."""
 
     bias: ClassVar[bool] = False
-    views: ClassVar[bool] = False
+    views: ClassVar[Views] = False
 
     def __call__(self, features: Features) -> Tensor:
         from open_clip.loss import ClipLoss
@@ -86,7 +92,7 @@ class SigLIPLoss:
     """
 
     bias: ClassVar[bool] = True
-    views: ClassVar[bool] = False
+    views: ClassVar[Views] = False
     start: ClassVar[tuple[float, float]] = (math.log(10), -10.0)
 
     def __call__(self, features: Features) -> Tensor:
@@ -103,7 +109,7 @@ class CyCLIPLoss:
     """
 
     bias: ClassVar[bool] = False
-    views: ClassVar[bool] = False
+    views: ClassVar[Views] = False
 
     cross_modal: float = 0.25
     in_modal: float = 0.25
@@ -128,7 +134,7 @@ class CleanCLIPLoss:
     """
 
     bias: ClassVar[bool] = False
-    views: ClassVar[bool] = True
+    views: ClassVar[Views] = True
 
     clip: float = 1.0
     own: float = 1.0
@@ -150,7 +156,7 @@ LOSSES: dict[str, type[Any]] = {
 }  # fmt: skip
 
 
-def named(loss: Loss | str) -> Loss:
+def named(loss: Any) -> Any:
     """A loss as it is, or by its name with its default weights."""
     if not isinstance(loss, str):
         return loss

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from experiments import losses
+from experiments import distributed, losses
 from experiments.batches import ResizedCrop, Shift
+from experiments.course import Remembering
 from experiments.losses import Loss
 
 PRECISIONS = ("auto", "bfloat16", "float32")
@@ -22,7 +23,7 @@ class Training:
     """How to train.
 
     batch_size: pairs of one step, over all processes.  warmup_epochs may be a fraction.
-    loss: one of `experiments.losses`, or its name.
+    loss: one of `experiments.losses`, or its name; or a way to train that remembers, see `experiments.course`.
     accumulate: in how many parts a batch passes through the model, to need less memory. The features of the
         whole batch are kept and its gradient is the exact one, as with GradCache (Gao et al. 2021); the parts
         pass twice. Only batch normalisation sees the parts one by one.
@@ -40,7 +41,7 @@ class Training:
     eps: float = 1e-8
     weight_decay: float = 0.2
     warmup_epochs: float = 4.25
-    loss: Loss | str = "clip"
+    loss: Loss | Remembering | str = "clip"
     accumulate: int = 1
     clip_norm: float | None = None
     precision: str = "auto"
@@ -58,11 +59,19 @@ class Training:
             raise ValueError(f"train.warmup_epochs must lie in [0, epochs={self.epochs}], got {self.warmup_epochs}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"train.precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
-        self.objective  # noqa: B018  an unknown name is refused here
+        objective = self.objective  # an unknown name is refused here
+        if isinstance(objective, Remembering):
+            objective.check(self.epochs)
+            if distributed.world_size() > 1:
+                raise ValueError(
+                    f"train.loss={type(objective).__name__} remembers what one process has seen and does not run "
+                    f"in several; torchrun started {distributed.world_size()}"
+                )
 
     @property
-    def objective(self) -> Loss:
-        return losses.named(self.loss)
+    def objective(self) -> Loss | Remembering:
+        objective: Loss | Remembering = losses.named(self.loss)
+        return objective
 
     def resolved_precision(self, device: str) -> str:
         if self.precision != "auto":

@@ -10,9 +10,9 @@ import copy
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -22,24 +22,26 @@ from experiments.study import Study
 
 log = logging.getLogger(__name__)
 
-MEASURES = ("poisons_left", "asr", "zero_shot_top1")
+COLUMNS = {
+    "trained_on": "trained on", "removed": "removed", "poisons_left": "poisons left", "asr": "ASR",
+    "zero_shot_top1": "zero-shot",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Retrained:
-    """rows: one per training, the poisoned and the clean one first."""
+    """rows: one per training.  columns: of the summary, key of a row -> heading."""
 
     rows: list[dict[str, Any]]
+    title: str = "Clean and retrain"
+    columns: Mapping[str, str] = field(default_factory=lambda: COLUMNS)
 
     def write(self, folder: Path) -> tuple[str, Sequence[Mapping[str, Any]]]:
         """summary.md; what to print, and the rows of results.csv."""
-        lines = ["# Clean and retrain", "", "| trained on | removed | poisons left | ASR | zero-shot |",
-                 "|---|---|---|---|---|"]  # fmt: skip
+        lines = [f"# {self.title}", "", " | ".join(["", *self.columns.values(), ""]).strip(),
+                 "|---" * len(self.columns) + "|"]  # fmt: skip
         for row in self.rows:
-            asr, accuracy = (f"{row[name]:.3f}" if row.get(name) is not None else "–" for name in MEASURES[1:])
-            lines.append(
-                f"| {row['trained_on']} | {row['removed']:,} | {row['poisons_left']} | {asr} | {accuracy} |"
-            )
+            lines.append("| " + " | ".join(_shown(row.get(name)) for name in self.columns) + " |")
         text = "\n".join(lines) + "\n"
         (folder / "summary.md").write_text(text, encoding="utf-8")
         return text, self.rows
@@ -55,6 +57,8 @@ class CleanAndRetrain(Scan):
     random_shares: Sequence[float] = (0.1,)
     groups: bool = True
 
+    task: ClassVar[str] = "clean_and_retrain"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for share in (*self.shares, *self.random_shares):
@@ -65,44 +69,59 @@ class CleanAndRetrain(Scan):
         """Refuse, before any work, what has nothing to retrain."""
         super().check(study)
         if not study.model_spec.trains:
-            raise ValueError(
-                "task=clean_and_retrain trains the model anew, which this model configuration does not"
-            )
+            raise ValueError(f"task={self.task} trains the model anew, which this model configuration does not")
         if self.shards_per_part is not None:
-            raise ValueError("task=clean_and_retrain works on the whole data, not with task.shards_per_part")
+            raise ValueError(f"task={self.task} works on the whole data, not with task.shards_per_part")
 
     def run(self, study: Study) -> Retrained | None:
-        ids, poison = np.asarray(study.pairs.ids), study.truth
-        rows = [self._row(study, "poisoned data", np.ones(len(ids), bool), poison)]
-        clean = copy.deepcopy(study.config)
-        clean.train_on = "clean"
-        rows.append(self._row(Study(clean), "clean data", np.ones(len(ids), bool), np.zeros(len(ids), bool)))
-        result = self.scan(study)
-        found = (result.order, [group.rows for group in result.groups if group.alarming]) if result else None
-        order, groups = distributed.broadcast(found)
+        rows = [self.row(study, "poisoned data", study.truth), self.clean_row(study)]
+        order, groups = self.suspects(study)
         if self.groups and groups:
-            kept = np.ones(len(ids), bool)
-            kept[np.concatenate(groups)] = False
-            rows.append(self._row(Study(study.config, ids[kept]), "without alarming groups", kept, poison))
-        shuffled = np.random.default_rng([study.seed, 2]).permutation(len(ids))
+            rows.append(self.row_without(study, "without alarming groups", np.concatenate(groups)))
+        shuffled = np.random.default_rng([study.seed, 2]).permutation(len(order))
         ways = [("by the ranking", order, self.shares), ("at random", shuffled, self.random_shares)]
         for way, rows_in_order, shares in ways:
             for share in shares:
-                kept = np.ones(len(ids), bool)
-                kept[rows_in_order[: round(share * len(ids))]] = False
                 name = f"{100 * share:g} % less, {way}"
-                rows.append(self._row(Study(study.config, ids[kept]), name, kept, poison))
+                rows.append(self.row_without(study, name, rows_in_order[: round(share * len(order))]))
         return Retrained(rows) if distributed.is_main() else None
 
+    def suspects(self, study: Study) -> tuple[np.ndarray, list[np.ndarray]]:
+        """(n,) rows, the most suspicious first; those of each alarming group."""
+        result = self.scan(study)
+        found = (result.order, [group.rows for group in result.groups if group.alarming]) if result else None
+        order, groups = distributed.broadcast(found)
+        return order, groups
+
+    def row_without(self, study: Study, name: str, removed: np.ndarray) -> dict[str, Any]:
+        """The row of a training without the samples in the rows `removed`."""
+        kept = np.ones(len(study.truth), bool)
+        kept[removed] = False
+        return self.row(
+            Study(study.config, np.asarray(study.pairs.ids)[kept]), name, study.truth & kept, len(removed)
+        )
+
+    def clean_row(self, study: Study) -> dict[str, Any]:
+        """The row of a training on the data as they were before the attack."""
+        config = copy.deepcopy(study.config)
+        config.train_on = "clean"
+        return self.row(Study(config), "clean data", np.zeros(len(study.truth), bool))
+
     @staticmethod
-    def _row(study: Study, name: str, kept: np.ndarray, poison: np.ndarray) -> dict[str, Any]:
-        """Train, or take from the store, and measure."""
+    def row(study: Study, name: str, poison: np.ndarray, removed: int = 0) -> dict[str, Any]:
+        """Train, or take from the store, and measure.  poison: (n,) bool, the poisons that are trained on."""
         log.info("training on %s", name)
         measures = json.loads((study.examine_entry.path / "measures.json").read_text())
         row = {
-            "attack": study.attack.name, "seed": study.seed, "trained_on": name, "removed": int((~kept).sum()),
-            "poisons_left": int((poison & kept).sum()), **measures,
+            "attack": study.attack.name, "seed": study.seed, "trained_on": name, "removed": removed,
+            "poisons_left": int(poison.sum()), **measures,
         }  # fmt: skip
         log.info("%s: %d poisons left, ASR %s, zero-shot %s", name, row["poisons_left"], row.get("asr"),
                  row.get("zero_shot_top1"))  # fmt: skip
         return row
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

@@ -29,6 +29,7 @@ from experiments.evalset_folders import Builtin
 from experiments.pairs import ArrayPairs, KeptPairs, natural_ids, open_pairs, open_test
 from experiments.progress import bar
 from experiments.store import Entry, Stage, Store, file_digest
+from experiments.trained import Trained
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +115,9 @@ class Study:
         config: dict[str, Any] = {"model": self._resolved("model")}
         if self.model_spec.files:
             config["files"] = {path: file_digest(path) for path in self.model_spec.files}
+        if isinstance(self.model_spec, Trained) and self.model_spec.trains:  # the same wherever the store lies
+            del config["model"]["folder"]
+            config["files"] = {Path(path).name: digest for path, digest in config["files"].items()}
         if not self.model_spec.trains:  # it is only fetched and brought into our form
             return self.get(Stage("train", 1, config), self._fetch)
         config["train"] = self._resolved("train") | {"precision": self.training.resolved_precision(self.device)}

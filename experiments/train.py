@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.pairs import Pairs
-from experiments import distributed, losses
+from experiments import course, distributed, losses
 from experiments.batch_norm import synchronise
 from experiments.batches import Batch, Schedule, Steps, load
 from experiments.clip import OpenCLIP, SmallCLIP, TrainedModel
@@ -104,6 +104,7 @@ class _Run:
         self.half = training.resolved_precision(device) == "bfloat16"
         self.schedule = Schedule(len(pairs), training.batch_size, training.epochs, seed)
         self.optimiser = training.optimiser(model.clip)
+        self.course = course.start(self.objective, len(pairs), self.schedule.steps_per_epoch, seed)
         self.losses = torch.full((training.epochs, len(pairs)), math.nan)
         self.history: list[dict[str, Any]] = []
         self.step = 0
@@ -120,6 +121,7 @@ class _Run:
         self.losses[: len(state["losses"])] = state["losses"].cpu()
         self.history, self.step_losses = json.loads(state["history"]), list(state["step_losses"])
         self.step = state["step"]
+        self.course.load(state.get("course", {}))
         log.info("train: resuming at step %d of %d", self.step, self.schedule.steps)
 
     def checkpoint(self) -> None:
@@ -134,6 +136,7 @@ class _Run:
             "history": json.dumps(self.history),
             "step_losses": torch.stack(self.step_losses) if self.step_losses else torch.empty(0),
             "step": self.step,
+            "course": self.course.state(),
         }
         temporary = self.folder / "checkpoint.tmp"
         torch.save(state, temporary)
@@ -156,6 +159,8 @@ class _Run:
             for batch in load(steps, self.step, workers, pin=self.device.startswith("cuda")):
                 if table is not None:
                     batch = batch._replace(tokens=table[batch.rows[_mine()]])
+                if self.step % self.schedule.steps_per_epoch == 0:
+                    self.course.begin(self.step // self.schedule.steps_per_epoch, self.model, self.pairs, workers)
                 self.one_step(network, batch)
                 shown.update(1)
                 epoch_ends = self.step % self.schedule.steps_per_epoch == 0
@@ -185,7 +190,8 @@ class _Run:
         """Forward, backward and update with one global batch."""
         training, epoch = self.training, self.step // self.schedule.steps_per_epoch
         for group in self.optimiser.param_groups:
-            group["lr"] = training.learning_rate(self.step, self.schedule.steps_per_epoch)
+            rate = training.learning_rate(self.step, self.schedule.steps_per_epoch)
+            group["lr"] = rate * self.course.pace(epoch)
         network.train()
         self.optimiser.zero_grad(set_to_none=True)
         loss, features = self._backward(network, batch)
@@ -206,7 +212,7 @@ class _Run:
         parts = _parts(batch, self.training.accumulate)
         if len(parts) == 1:
             whole = gather(self._features(network, batch, 0))
-            loss = self.objective(whole)
+            loss = self.course(whole, batch.rows, self.step)
             loss.backward()
             return loss, whole
         plain = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
@@ -217,7 +223,7 @@ class _Run:
             lambda part: part.detach().clone().requires_grad_()
         )
         whole = gather(kept)
-        loss = self.objective(whole)
+        loss = self.course(whole, batch.rows, self.step)
         loss.backward()
         begin = 0
         for index, part in enumerate(parts):

@@ -1,4 +1,4 @@
-"""`model=trained`: a model folder that an earlier run has left in its store."""
+"""`model=trained|finetuned`: a model folder that an earlier run has left in its store."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from experiments.clip import DESCRIPTION, WEIGHTS, TrainedModel
 
 @dataclass(frozen=True)
 class Trained:
-    """Used as it is; nothing is trained.  folder: `<store>/train/<key>`."""
+    """Used as it is, or trained on.
+
+    folder: `<store>/train/<key>`.
+    finetune: train on from its weights, by the `train` settings; its vocabulary stays.
+    """
 
     kind: ClassVar[str] = "trained"
-    trains: ClassVar[bool] = False
 
     folder: str
+    finetune: bool = False
 
     def __post_init__(self) -> None:
         missing = [name for name in (WEIGHTS, DESCRIPTION) if not (Path(self.folder) / name).is_file()]
@@ -29,6 +33,10 @@ class Trained:
             )
 
     @property
+    def trains(self) -> bool:
+        return self.finetune
+
+    @property
     def size(self) -> int:
         """Side of the input image in pixels."""
         description = json.loads((Path(self.folder) / DESCRIPTION).read_text())
@@ -37,6 +45,8 @@ class Trained:
     @property
     def files(self) -> tuple[str, ...]:
         """Local files whose content decides the result."""
+        if self.finetune:
+            return tuple(str(Path(self.folder) / name) for name in (DESCRIPTION, WEIGHTS))
         return tuple(
             sorted(str(file) for file in Path(self.folder).iterdir() if file.suffix in (".json", ".safetensors"))
         )

@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
+from safetensors.torch import load_file
 
 from analysis.tasks import perform
 from experiments import config as schema
@@ -132,9 +134,47 @@ def test_clean_and_retrain_compares_with_clean_data_and_chance(do, scanned):
     assert rows["zero_shot_top1"].between(0, 1).all()
 
 
+def test_defences_meet_the_same_poison(do, scanned, store):
+    tiny = [option.replace("[slof,dao]", "[tandem,slof]") for option in TINY]
+    ways = [f"task.ways.{way}" for way in ("cleanclip", "roclip", "safeclip")]
+    folder = do(
+        *tiny, "task=defences", f"{ways[0]}.finetune=0.25", f"{ways[0]}.train.epochs=1", f"{ways[0]}.train.lr=1e-9",
+        f"{ways[1]}.train.epochs=2", f"{ways[2]}.train.epochs=3", f"{ways[2]}.train.loss.unimodal=1",
+    )  # fmt: skip
+    rows = pd.read_csv(folder / "results.csv").set_index("trained_on")
+    names = ["undefended", "CleanCLIP, fine-tuned", "RoCLIP", "SafeCLIP"]
+    assert list(rows.index) == [*names, "retrained, 10 % less by the ranking", "clean data"]
+    assert list(rows["poisons_left"].drop(rows.index[4])) == [20, 20, 20, 20, 0]
+    assert list(rows["trainings"]) == [1, 1 + 2 * 0.25, 2, 2 * 3, 1.9, 1]
+    assert rows["asr"].between(0, 1).all()
+    assert len((folder / "summary.md").read_text().splitlines()) == 4 + len(rows)
+    # With next to no learning rate, the fine-tuned model is the one it started from, wherever that lies.
+    metas = [json.loads(meta.read_text()) for meta in store.glob("train/*/meta.json")]
+    tuned = next(meta for meta in metas if meta["config"]["model"].get("finetune"))
+    start = next(m for m in metas if m["config"]["model"].get("_target_", "").endswith("SmallCLIP")
+                 and m["config"]["train"]["loss"]["_target_"].endswith(".CLIPLoss") and "kept" not in m["inputs"]
+                 and "plan" in m["inputs"])  # fmt: skip
+    one, other = (load_file(store / "train" / meta["key"] / "weights.safetensors") for meta in (tuned, start))
+    assert all(torch.allclose(one[name], other[name], atol=1e-5) for name in one if not name.startswith("visual."))
+    assert set(tuned["config"]["files"]) == {"model.json", "weights.safetensors"}
+    assert str(store) not in json.dumps(tuned["config"])
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (
+            ["task=defences", "detector=[tandem,slof]"],
+            "finetune of CleanCLIP.* a batch of 100 pairs, got 0.05 of 400",
+        ),
+        (
+            ["task=defences", "detector=[tandem,slof]", "task.ways.cleanclip.finetune=0"],
+            r"finetune of CleanCLIP.* must lie in \(0, 1\], got 0",
+        ),
+        (
+            ["task=defences", "detector=[tandem,slof]", "+task.ways.cleanclip.train.epoch=3", "data.pairs=4000"],
+            "sets train.epoch, which does not exist",
+        ),
         (["task=scan", "detector=[norm]"], "rank_by=density needs"),
         (["task=scan", "task.rank_by=slofx"], "rank_by must be"),
         (["task=scan", "task.shards_per_part=2"], "needs data=webdataset"),

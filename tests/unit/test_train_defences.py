@@ -1,0 +1,311 @@
+"""Defences while training: losses by loops, choices by brute force, what is refused, resuming, fine-tuning."""
+
+import math
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+from training_example import TINY_CONV, Noise, TinyViT
+
+from experiments import config as schema
+from experiments.batches import Schedule, Shift, Steps
+from experiments.course import Memoryless, Pool, start
+from experiments.defences import Way
+from experiments.losses import CleanCLIPLoss, CLIPLoss, Features
+from experiments.recipe import Training
+from experiments.roclip import RoCLIP
+from experiments.safeclip import SafeCLIP
+from experiments.train import _Run, train
+from experiments.trained import Trained
+
+SCALE = 7.0
+
+
+def unit(generator, rows, width=4):
+    x = torch.randn(rows, width, generator=generator, dtype=torch.float64)
+    return x / x.norm(dim=1, keepdim=True)
+
+
+@pytest.fixture
+def batches():
+    """Features of five batches of six pairs."""
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.tensor(SCALE, dtype=torch.float64)
+
+    def batch():
+        image, text, image_view, text_view = (unit(generator, 6) for _ in range(4))
+        return Features(image, text, scale, None, image_view, text_view)
+
+    return [batch() for _ in range(5)]
+
+
+def cross_entropy(left, right):
+    """Mean over j of -log softmax over k of scale <left_j, right_k>, at k = j, by loops."""
+    total = 0.0
+    for j, row in enumerate(left):
+        terms = [math.exp(SCALE * float(np.dot(row, other))) for other in right]
+        total -= math.log(terms[j] / sum(terms))
+    return total / len(left)
+
+
+def clip(image, text):
+    return (cross_entropy(image, text) + cross_entropy(text, image)) / 2
+
+
+def nearest(queries, pool):
+    """The row of `pool` with the largest inner product with each query, by loops."""
+    return np.array([max(pool, key=lambda row: float(np.dot(row, query))) for query in queries])
+
+
+def test_pool_keeps_the_latest():
+    pool = Pool(5)
+    rows = torch.arange(8.0).reshape(8, 1)
+    for begin in (0, 3, 6):
+        assert pool.full is (begin == 6)
+        pool.add(rows[begin : begin + 3])
+    assert pool.features.flatten().tolist() == [3, 4, 5, 6, 7]
+    pool.add(torch.arange(10.0).reshape(10, 1))
+    assert pool.features.flatten().tolist() == [5, 6, 7, 8, 9]
+
+
+def test_roclip_matches_in_every_second_turn(batches):
+    """Two steps an epoch: the third and fourth step match, with the eight captions before them."""
+    course = RoCLIP(every=2, pool=8 / 30).course(30, steps_per_epoch=2, seed=0)
+    captions = np.empty((0, 4))
+    for step, batch in enumerate(batches):
+        image, text = batch.image.numpy(), batch.text.numpy()
+        expected = clip(image, nearest(image, captions[-8:]) if step in (2, 3) else text)
+        found = course(batch, torch.arange(6), step)
+        assert float(found) == pytest.approx(expected, rel=1e-12), step
+        captions = np.concatenate([captions, text])
+
+
+def test_roclip_is_clip_until_its_pool_is_full(batches):
+    course = RoCLIP(every=1, pool=12 / 30).course(30, steps_per_epoch=2, seed=0)
+    for step, batch in enumerate(batches):
+        found, plain = course(batch, torch.arange(6), step), CLIPLoss()(batch)
+        assert torch.equal(found, plain) is (step < 2)
+
+
+@pytest.mark.parametrize(
+    ("every", "turn", "matching"),
+    [(1, 1.0, range(12)), (2, 1.0, [4, 5, 6, 7]), (3, 1.0, range(8, 12)), (2, 0.5, [2, 3, 6, 7, 10, 11])],
+)
+def test_roclips_turns(every, turn, matching):
+    course = RoCLIP(every=every, turn=turn).course(100, steps_per_epoch=4, seed=0)
+    assert [step for step in range(12) if course.matches(step)] == list(matching)
+
+
+def test_pools_pass_no_gradient(batches):
+    course = RoCLIP(every=1, pool=6 / 30).course(30, steps_per_epoch=2, seed=0)
+    course(batches[0], torch.arange(6), 0)
+    second = batches[1].each(lambda part: part.clone().requires_grad_())
+    course(second, torch.arange(6), 1).backward()
+    assert second.image.grad.abs().sum() > 0
+    assert second.text.grad is None
+
+
+def test_safeclips_losses_by_epoch(batches):
+    """A step an epoch: self-supervision, CLIP's loss, then the sum of both over safe and risky pairs."""
+    course = SafeCLIP(unimodal=2, slow=1, pool=6 / 30).course(30, steps_per_epoch=1, seed=0)
+    f = [{name: part.numpy() for name, part in batch.rows().items()} for batch in batches]
+    whole = np.arange(6)
+
+    def own(now, before, rows):
+        """Positives are the nearest, among the views of the batch before, to each view."""
+        image, text = (
+            nearest(now[f"{part}_view"][rows], before[f"{part}_view"]) if before else now[f"{part}_view"][rows]
+            for part in ("image", "text")
+        )
+        return (cross_entropy(now["image"][rows], image) + cross_entropy(now["text"][rows], text)) / 2
+
+    rows = torch.tensor([20, 3, 7, 11, 2, 29])
+    safe, risky = np.array([1, 3, 4]), np.array([0, 2, 5])
+    expected = [
+        own(f[0], None, whole),
+        own(f[1], f[0], whole),
+        clip(f[2]["image"], f[2]["text"]),
+        clip(f[3]["image"][safe], f[3]["text"][safe]) + own(f[3], f[2], risky),
+        own(f[4], f[3], whole),  # one safe pair, and none
+    ]
+    for step in range(5):
+        course.safe[:] = False
+        course.safe[[3, 11, 2] if step == 3 else []] = True
+        assert float(course(batches[step], rows, step)) == pytest.approx(expected[step], rel=1e-12), step
+    assert [course.pace(epoch) for epoch in range(5)] == [1, 1, 0.01, 1, 1]
+
+
+def test_safeclips_split_grows_by_risk_then_similarity():
+    course = SafeCLIP(threshold=0.8, grow=0.2).course(10, steps_per_epoch=1, seed=0)
+    risk = np.array([0.1, 0.5, 0.0, 0.3, 0.0, 1.0, 0.15, 0.2001, 0.9, 1.0])
+    similarity = np.linspace(0, 1, 10)
+    course.split(risk, similarity, first=True)
+    assert np.flatnonzero(course.safe).tolist() == [0, 2, 4, 6]
+    course.split(np.where(risk < 0.4, 0, 1), similarity, first=False)  # of five with no risk, and five of any: 6
+    assert np.flatnonzero(course.safe).tolist() == [0, 2, 3, 4, 6, 7]
+    course.split(np.zeros(10), similarity, first=False)
+    assert np.flatnonzero(course.safe).tolist() == list(range(2, 10))
+
+
+def test_safeclip_asks_the_detector(tmp_path):
+    """What `begin` calls safe is what `detect.SafeCLIP` says of the embeddings of the model as it is."""
+    import detect
+    from experiments.embed import embed
+
+    pairs = Noise(40)
+    torch.manual_seed(0)
+    model = TINY_CONV.build(pairs.captions)
+    course = SafeCLIP(unimodal=1, slow=1, threshold=0.6).course(40, steps_per_epoch=4, seed=3)
+    course.begin(1, model, pairs, workers=0)
+    assert not course.safe.any()
+    course.begin(2, model, pairs, workers=0)
+    model.clip.eval()
+    expected = detect.SafeCLIP(seed=3).score(embed(model, pairs)) < 0.4
+    assert course.safe.numpy().tolist() == expected.tolist()
+    assert 0 < expected.sum() < 40
+
+
+def test_only_views_take_the_place_of_the_samples():
+    pairs, schedule = Noise(8), Schedule(8, 4, 1, seed=2)
+
+    def tokenise(texts):
+        return torch.tensor([[len(text), sum(map(ord, text))] for text in texts])
+
+    both = Steps(pairs, schedule, Shift(2), tokenise, views=True)[1]
+    only = Steps(pairs, schedule, Shift(2), tokenise, views="only")[1]
+    assert torch.equal(only.images, both.image_views)
+    assert torch.equal(only.tokens, both.token_views)
+    assert only.image_views is None
+    assert not torch.equal(both.images, both.image_views)
+
+
+def recipe(**options):
+    return Training(
+        **{"epochs": 4, "batch_size": 8, "warmup_epochs": 0, "precision": "float32", "augment": Shift(2)} | options
+    )
+
+
+WAYS = [RoCLIP(every=2, turn=0.5, pool=0.3), SafeCLIP(unimodal=1, slow=1, slow_pace=0.5, threshold=0.5, pool=0.3)]
+
+
+class Killed(Exception):
+    pass
+
+
+class Failing(Noise):
+    """Ends the training at the first images asked for after the checkpoint of `step`."""
+
+    def __init__(self, n, folder, step):
+        super().__init__(n)
+        self.checkpoint, self.step = folder / "checkpoint.pt", step
+
+    def images(self, rows):
+        if self.checkpoint.exists() and torch.load(self.checkpoint, weights_only=True)["step"] == self.step:
+            raise Killed
+        return super().images(rows)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: type(way).__name__)
+def test_killed_and_started_again_ends_with_the_same_bits(way, tmp_path):
+    """Killed at the end of the third epoch, and in the middle of the fourth."""
+    n, training = 14, recipe(loss=way, lr=1e-2)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for folder in (whole, broken):
+        folder.mkdir()
+    train(TINY_CONV, training, Noise(n), whole, seed=3)
+    for step in (6, 7):
+        with pytest.raises(Killed):
+            train(TINY_CONV, training, Failing(n, broken, step), broken, seed=3, checkpoint_seconds=0)
+    train(TINY_CONV, training, Noise(n), broken, seed=3)
+    one, other = (load_file(folder / "weights.safetensors") for folder in (whole, broken))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert np.array_equal(np.load(whole / "losses.npy"), np.load(broken / "losses.npy"))
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: type(way).__name__)
+def test_accumulated_gradients_are_those_of_one_batch(way, tmp_path):
+    found = []
+    for parts in (1, 3):
+        pairs = Noise(24)
+        torch.manual_seed(0)
+        training = recipe(loss=way, accumulate=parts)
+        run = _Run(TinyViT().build(pairs.captions), training, pairs, tmp_path, seed=5, device="cpu")
+        run.model.clip.train()
+        loss, _ = run._backward(run.model.clip, run.steps(early=False)[0])
+        gradients = [p.grad.flatten() for p in run.model.clip.parameters() if p.grad is not None]
+        found.append((float(loss.detach()), torch.cat(gradients)))
+    (loss, gradient), (other_loss, other) = found
+    assert other_loss == pytest.approx(loss, rel=1e-5)
+    assert (other - gradient).norm() <= 1e-5 * gradient.norm()
+
+
+def test_ordinary_losses_remember_nothing(batches):
+    course = start(CLIPLoss(), 30, 2, seed=0)
+    assert isinstance(course, Memoryless)
+    assert torch.equal(course(batches[0], torch.arange(6), 0), CLIPLoss()(batches[0]))
+    assert (course.state(), course.pace(3)) == ({}, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: RoCLIP(every=0), r"train\.loss\.every must be at least 1, got 0"),
+        (lambda: RoCLIP(turn=0), r"train\.loss\.turn must be above 0, got 0"),
+        (lambda: RoCLIP(pool=1.5), r"train\.loss\.pool must lie in \(0, 1\], got 1\.5"),
+        (lambda: SafeCLIP(unimodal=0), r"train\.loss\.unimodal must be at least 1, got 0"),
+        (lambda: SafeCLIP(threshold=0), r"train\.loss\.threshold must lie in \(0, 1\], got 0"),
+        (lambda: recipe(epochs=1, loss=RoCLIP()), r"train\.epochs must be at least .* = 2, .* got 1"),
+        (lambda: recipe(epochs=6, loss=SafeCLIP()), r"train\.epochs must be above .* = 6, .* got 6"),
+    ],
+)
+def test_what_cannot_work_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_several_processes_are_refused(monkeypatch):
+    monkeypatch.setitem(os.environ, "WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"train\.loss=RoCLIP remembers .* one process .* torchrun started 2"):
+        recipe(loss=RoCLIP())
+
+
+@pytest.mark.parametrize("scale", ["demo", "paper"])
+def test_ways_of_the_experiment_can_be_trained(scale):
+    """Each takes over the settings of `train`, but for what it names; a loss goes with all of its weights."""
+    schema.register()
+    with initialize_config_dir(str(Path(__file__).parents[2] / "conf"), version_base="1.3"):
+        config = compose("config", ["experiment=defences", f"scale={scale}", "train/loss=cyclip"])
+    ways = instantiate(config.task).ways
+    study = SimpleNamespace(config=config)
+    trainings = {name: instantiate(way.training(study)) for name, way in ways.items()}
+    assert [type(training.loss) for training in trainings.values()] == [CleanCLIPLoss, RoCLIP, SafeCLIP]
+    assert {training.batch_size for training in trainings.values()} == {config.train.batch_size}
+    assert trainings["cleanclip"].lr < config.train.lr == trainings["roclip"].lr
+    assert config.train.loss._target_.endswith("CyCLIPLoss")  # the study's own settings are as they were
+
+
+def test_a_way_that_cannot_be_trained_is_refused():
+    study = SimpleNamespace(config=OmegaConf.create({"train": {"epochs": 3}}))
+    with pytest.raises(ValueError, match=r"task\.ways: Mine sets train\.epoch, which does not exist"):
+        Way("Mine", {"epoch": 2}).training(study)
+    with pytest.raises(ValueError, match=r"task\.ways: finetune of Mine must lie in \(0, 1\], got 1\.5"):
+        Way("Mine", {}, finetune=1.5)
+
+
+def test_fine_tuning_starts_from_the_weights_of_the_folder(tmp_path):
+    model = TINY_CONV.build(["red star", "blue kite"])
+    model.save(tmp_path)
+    spec = Trained(str(tmp_path), finetune=True)
+    again = spec.build(["green apple"])
+    assert (spec.trains, Trained(str(tmp_path)).trains) == (True, False)
+    assert [Path(file).name for file in spec.files] == ["model.json", "weights.safetensors"]
+    state = model.clip.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in again.clip.state_dict().items())
+    assert again.tokenizer(["red kite"]).tolist() == model.tokenizer(["red kite"]).tolist()
