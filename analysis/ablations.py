@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.grid import along, case_label, case_order, is_control_case, latest, usual
+from analysis.grid import along, case_label, case_order, is_control_case, usual
 from analysis.style import (
     CONTROLS,
     FAINT,
@@ -319,7 +319,7 @@ def _detectors(rows: pd.DataFrame) -> list[str]:
 
 
 def _mean(rows: pd.DataFrame) -> float | None:
-    done = latest(rows).loc[lambda r: r["status"] == "ok", "auroc"].dropna()
+    done = rows.loc[rows["status"] == "ok", "auroc"].dropna()
     return float(done.mean()) if len(done) else None
 
 

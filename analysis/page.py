@@ -219,8 +219,10 @@ def _nearest(image: np.ndarray, rows: list[int]) -> dict[str, list[tuple[int, fl
         similar[columns[None, :] == np.asarray(rows)[:, None]] = -2  # not itself
         best = np.concatenate([best, similar], axis=1)
         where = np.concatenate([where, np.broadcast_to(columns, similar.shape)], axis=1)
-        top = np.argsort(-best, axis=1, kind="stable")[:, :NEIGHBOURS]
+        top = np.argpartition(-best, min(NEIGHBOURS, best.shape[1] - 1), axis=1)[:, :NEIGHBOURS]
         best, where = np.take_along_axis(best, top, 1), np.take_along_axis(where, top, 1)
+    order = np.lexsort((where, -best), axis=1)  # of equals the first
+    best, where = np.take_along_axis(best, order, 1), np.take_along_axis(where, order, 1)
     return {
         str(row): [(int(w), round(float(b), 3)) for w, b in zip(where[i], best[i], strict=True)]
         for i, row in enumerate(rows)
