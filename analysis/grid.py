@@ -70,7 +70,7 @@ def _commonest(table: pd.DataFrame, owner: str, column: str) -> dict[str, Any]:
     """
     distinct = table[["case", "detector", "seed", column]].drop_duplicates()
     counts = distinct.groupby([owner, column], sort=False, dropna=False).size()
-    return {name: value for name, value in counts.groupby(level=0, sort=False).idxmax()}
+    return dict(list(counts.groupby(level=0, sort=False).idxmax()))
 
 
 def along(table: pd.DataFrame, *axes: str) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,9 +37,12 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def write_page(table: pd.DataFrame, cells: list[StoredCell], store: Path, path: Path, most_scenes: int = 6) -> Path:
+def write_page(
+    table: pd.DataFrame, cells: list[StoredCell], store: Path, path: Path, most_scenes: int = 6,
+    summaries: Mapping[str, pd.DataFrame] | None = None,
+) -> Path:  # fmt: skip
     """Write the page for all cells; views and galleries for at most `most_scenes` scenes, one seed of each
-    first.
+    first. `summaries` holds what `grid.aggregate` gave for each study's usual rows, if that is known already.
     """
     names = list(dict.fromkeys(table["detector"]))
     rows = [usual(part) for _, part in studies(table)]
@@ -49,7 +52,7 @@ def write_page(table: pd.DataFrame, cells: list[StoredCell], store: Path, path: 
         "columns": COLUMNS,
         "cells": [_row(place, cell, cells, names) for place, cell in enumerate(cells)],
         "studies": [
-            {"name": name, "rows": _summary(aggregate(part, cells))}
+            {"name": name, "rows": _summary(summaries[name] if summaries else aggregate(part, cells))}
             for (name, _), part in zip(studies(table), rows, strict=True)
         ],
         "detectors": [
