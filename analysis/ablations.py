@@ -337,7 +337,7 @@ def cost(rows: pd.DataFrame) -> Figure | None:
         panels[-1].plot(done, np.full(len(done), place), "o", color=colour, markersize=3.5, alpha=0.5)
         if len(done):
             panels[-1].plot([np.mean(done)] * 2, [place - 0.3, place + 0.3], color=colour, linewidth=2.2)
-    panels[-1].set(xlabel="AUROC", xlim=(-0.03, 1.03), title="AUROC: attacks (dots), mean (bar)")
+    panels[-1].set(xlabel="AUROC", xlim=(-0.03, 1.03), title="AUROC: attacks and seeds (dots), mean (bar)")
     panels[-1].axvline(0.5, color=GREY, linewidth=0.8, linestyle=":")
     panels[0].set_yticks(range(len(detectors)), labels=[_marked(name) for name in detectors])
     panels[0].set_ylim(len(detectors) - 0.5, -0.5)

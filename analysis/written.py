@@ -115,7 +115,10 @@ def markdown(summary: pd.DataFrame, title: str) -> str:
 
 
 def latex(summary: pd.DataFrame, title: str) -> str:
-    """The table in LaTeX (needs booktabs and graphicx, as it is scaled to the width of the text); the best detector of each attack in bold, controls apart."""
+    """The table in LaTeX; the best detector of each attack in bold, controls apart.
+
+    It needs booktabs, and graphicx, as it is scaled to the width of the text.
+    """
     parts = [f"% {title}"]
     for side in _sides(summary):
         parts += [
@@ -144,8 +147,8 @@ def latex(summary: pd.DataFrame, title: str) -> str:
 
 def _escape(text: str) -> str:
     replaced = {
-        "\\": r"\textbackslash{}", "%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}",
-        "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
+        "\\": r"\textbackslash{}", "%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "$": r"\$",
+        "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
         "†": r"$^\dagger$", "‡": r"$^\ddagger$", "—": "---", "–": "--",
     }  # fmt: skip
     return "".join(replaced.get(char, char) for char in text)
