@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.grid import along, case_label, case_order, is_control_case, latest, usual
+from analysis import style
+from analysis.grid import along, case_label, case_order, is_control_case, usual
 from analysis.style import (
     CONTROLS,
     FAINT,
@@ -22,7 +23,11 @@ from analysis.style import (
     TARGET,
     detector_colour,
     detector_label,
+    detector_line,
     detector_order,
+    headed,
+    label_lines,
+    line_note,
     styled,
 )
 from analysis.tables import EMBEDDED_AT, number
@@ -44,7 +49,7 @@ CATEGORICAL = {
     "convention": "published definitions against the paper's code",
     "model": "architectures",
 }
-PANELS = 8  # at most so many attacks in one figure
+PANELS = 16  # at most so many attacks in one figure
 
 
 def figures() -> dict[str, Callable[[pd.DataFrame], Figure | None]]:
@@ -70,46 +75,59 @@ def numeric(rows: pd.DataFrame, axis: str) -> Figure | None:
     cases = _cases(chosen)
     if not cases:
         return None
-    figure, panels = _panels(len(cases), width=3.5, height=2.9)
+    figure, panels = _panels(len(cases), (2.7, 2.5), (0.6, 1.5, 0.62, 0.86), (1.55, 0.75), sharey=True)
     crosses = False
+    labels: list[list[tuple[float, str, dict[str, Any]]]] = []
     for axes, name in zip(panels, cases, strict=False):
         of_case = chosen[chosen["case"] == name]
         values = np.sort(of_case[axis].unique()).astype(float)
+        ends: list[tuple[float, str, dict[str, Any]]] = []
         for detector in _detectors(of_case):
             same = of_case[of_case["detector"] == detector]
             groups = same[same["status"] == "ok"].groupby(axis)["auroc"]
             mean, spread = groups.mean(), groups.std(ddof=1).fillna(0)
             x = mean.index.to_numpy(float)
-            look = _look(detector, rows)
-            axes.plot(x, mean, marker="o", markersize=4, label=detector_label(detector), **look)
+            look = detector_line(detector, _detectors(rows))
+            axes.plot(x, mean, marker="o", markersize=4, **look)
             axes.fill_between(x, mean - spread, mean + spread, color=look["color"], alpha=0.15, linewidth=0)
+            if len(mean):
+                ends.append((float(mean.iloc[-1]), _marked(detector), look))
             holes = np.setdiff1d(values, x)  # drawn in axes coordinates, so that they move no limit
             crosses |= bool(len(holes))
             place = 0.02 + 0.025 * _detectors(of_case).index(detector)
             foot = axes.get_xaxis_transform()
             axes.plot(holes, [place] * len(holes), "x", color=look["color"], markersize=4, transform=foot)
         if axis == "k" and "poisons_per_scope" in of_case and of_case["poisons_per_scope"].notna().any():
-            count = float(of_case["poisons_per_scope"].median())
-            if values.min() / 2 <= count <= values.max() * 2:
-                axes.axvline(count, color=GREY, linestyle=":", linewidth=1.2)
-                style: dict[str, Any] = {
-                    "fontsize": 7,
-                    "color": GREY,
-                    "rotation": 90,
-                    "va": "bottom",
-                    "ha": "right",
-                }
-                axes.text(count, 0.03, "poisons in a scope", transform=axes.get_xaxis_transform(), **style)
+            _mark_poisons(axes, float(of_case["poisons_per_scope"].median()), values)
         if values.max() / values.min() >= 4:
             axes.set_xscale("log", base=10 if axis == "rate" else 2)
         axes.minorticks_off()
-        axes.set_xticks(values, labels=[f"{100 * v:g} %" if axis == "rate" else f"{v:g}" for v in values])
-        axes.tick_params(axis="x", labelsize=7.5, rotation=0 if len(values) < 7 else 45)
-        _auroc_axis(axes)
+        axes.set_xticks(values, labels=[_tick(value, axis) for value in values])
+        axes.tick_params(axis="x", labelsize=7.5, rotation=0 if len(values) < 6 else 45)
         axes.set(title=_title(of_case, name), xlabel=NUMERIC[axis])
-    note = "band: standard deviation over seeds" + ("; crosses at the foot: missing cells" if crosses else "")
-    _legend(figure, panels, note)
+        axes.axhline(0.5, color=GREY, linewidth=0.8, linestyle=":")
+        labels.append(ends)
+    low = min(0.42, *(axes.dataLim.y0 - 0.04 for axes in panels))
+    for axes, ends in zip(panels, labels, strict=True):
+        axes.set_ylim(low, 1.02)
+        label_lines(axes, ends)
+    panels[0].set_ylabel("AUROC")
+    note = f"mean over seeds; band: their standard deviation; thin dotted: chance{'; x: missing cell' * crosses}"
+    headed(figure, f"AUROC by {NUMERIC[axis]}", f"{note}\n{line_note(_detectors(chosen))}")
     return figure
+
+
+def _tick(value: float, axis: str) -> str:
+    return f"{100 * value:g} %" if axis == "rate" else f"{value:,.0f}" if value >= 1000 else f"{value:g}"
+
+
+def _mark_poisons(axes: Axes, count: float, values: np.ndarray) -> None:
+    """Where k is the number of poisons in a scope: up to there poisons can be each other's neighbours."""
+    if values.min() / 2 <= count <= values.max() * 2:
+        axes.axvline(count, color=GREY, linestyle="-.", linewidth=1.2)
+        foot = axes.get_xaxis_transform()
+        look: dict[str, Any] = {"fontsize": 7, "color": GREY, "rotation": 90, "va": "bottom", "ha": "right"}
+        axes.text(count, 0.03, f"{count:.3g} poisons in a scope", transform=foot, **look)
 
 
 @styled
@@ -122,30 +140,42 @@ def categorical(rows: pd.DataFrame, column: str) -> Figure | None:
         chosen = along(rows, column) if column != "model" else usual(rows)
         chosen = chosen[_headline(chosen)]
         values = list(chosen[column].dropna().drop_duplicates()) if column in chosen else []
-    if len(values) < 2 or chosen[column].nunique(dropna=True) < 2:
+    if (
+        len(values) < 2
+        or chosen[column].nunique(dropna=True) < 2
+        or chosen.groupby("case")[column].nunique().max() < 2
+    ):
         return None
+    # An attack with one value only has nothing to show here.
+    chosen = chosen[chosen.groupby("case")[column].transform("nunique") > 1]
     cases = _cases(chosen)
     detectors = _detectors(chosen)
-    figure, panels = _panels(len(cases), width=3.1, height=0.6 + 0.24 * len(detectors), share=True)
-    looks = [("o", TARGET), ("D", POISON), ("s", "#009E73"), ("^", "#E69F00")]
+    size, margins = (2.45, 0.2 * len(detectors) + 0.15), (1.55, 0.15, 0.85, 0.8)
+    figure, panels = _panels(len(cases), size, margins, (0.2, 0.75), sharey=True)
+    # Hollow shapes, so that equal values do not hide each other.
+    looks = [("o", TARGET, 6.5), ("D", POISON, 4), ("s", "#009E73", 8.5), ("^", "#CC79A7", 5)]
     names = {True: "normalised", False: "raw"}
     crosses = False
     for axes, name in zip(panels, cases, strict=False):
         of_case = chosen[chosen["case"] == name]
         for place, detector in enumerate(detectors):
             same = of_case[(of_case["detector"] == detector)]
-            either = same[same[column].isna()]  # a detector for which the axis makes no difference
-            means = [
-                _mean(either if len(either) else same[same[column].astype(object) == value]) for value in values
-            ]
+            either = _mean(same[same[column].isna()])  # a detector for which the axis makes no difference
+            if either is not None:
+                axes.plot(either, place, ".", color=GREY, markersize=7)
+                continue
+            means = [_mean(same[same[column].astype(object) == value]) for value in values]
             known = [mean for mean in means if mean is not None]
             if known:
                 axes.plot([min(known), max(known)], [place, place], color=FAINT, linewidth=3, zorder=1)
-            for mean, (marker, colour) in zip(means, looks, strict=False):
+            for mean, (marker, colour, width) in zip(means, looks, strict=False):
                 if mean is None:
                     crosses |= column != "normalise" or detector not in CONTROLS
                     continue
-                axes.plot(mean, place, marker, color=colour, markersize=5.5, zorder=2, alpha=0.9)
+                axes.plot(
+                    mean, place, marker, markeredgecolor=colour, markerfacecolor="none", markersize=width,
+                    markeredgewidth=1.5,
+                )  # fmt: skip
             if not known:
                 axes.plot(0.02, place, "x", color=GREY, markersize=5, transform=axes.get_yaxis_transform())
         axes.axvline(0.5, color=GREY, linewidth=0.8, linestyle=":")
@@ -157,11 +187,20 @@ def categorical(rows: pd.DataFrame, column: str) -> Figure | None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], marker=marker, color=colour, linestyle="", label=str(names.get(value, value)))
-        for value, (marker, colour) in zip(values, looks, strict=False)
-    ]
-    note = "mean over seeds; dotted: chance" + ("; cross or no dot: missing cell" if crosses else "")
-    _legend(figure, panels, note, handles)
+        Line2D(
+            [], [], marker=marker, markeredgecolor=colour, markerfacecolor="none", markeredgewidth=1.5,
+            markersize=width, linestyle="", label=str(names.get(value, value)),
+        )
+        for value, (marker, colour, width) in zip(values, looks, strict=False)
+    ]  # fmt: skip
+    if chosen[column].isna().any():
+        handles.append(
+            Line2D([], [], marker=".", color=GREY, markersize=7, linestyle="", label="makes no difference")
+        )
+    top = (0.1 / figure.get_figwidth(), 1 - 0.29 / figure.get_figheight())
+    figure.legend(handles=handles, loc="upper left", bbox_to_anchor=top, ncols=5, fontsize=8.5, borderaxespad=0)
+    note = "mean over seeds; dotted: chance; ‡ control" + ("; x or no mark: missing cell" if crosses else "")
+    headed(figure, f"AUROC: {CATEGORICAL[column]}", note + _left_out(chosen))
     return figure
 
 
@@ -186,7 +225,8 @@ def collapse(rows: pd.DataFrame) -> Figure | None:
         return None
     maps = sorted(maps, key=lambda item: (case_order(item[0]), detector_order(item[1])))[:PANELS]
     columns = max(same["poisons"].nunique() for _, _, same in maps)
-    figure, panels = _panels(len(maps), width=1.1 + 0.52 * columns, height=3.0)
+    size = (max(1.6, 0.42 * columns), 2.3)
+    figure, panels = _panels(len(maps), size, (0.6, 0.95, 0.62, 0.75), (0.6, 0.8))
     shade = None
     for axes, (name, detector, same) in zip(panels, maps, strict=False):
         x, y = np.sort(same["poisons"].unique()), np.sort(same["k"].unique())
@@ -207,12 +247,19 @@ def collapse(rows: pd.DataFrame) -> Figure | None:
         axes.set_yticks(range(len(y)), labels=[f"{value:g}" for value in y])
         axes.tick_params(labelsize=7.5)
         axes.grid(False)
-        axes.set(title=f"{_title(same, name)}, {detector_label(detector)}", xlabel="poisons in a scope", ylabel="k")
+        axes.set(title=f"{_title(same, name)}, {detector_label(detector)}", xlabel="poisons in a scope")
+        axes.set_ylabel("k", rotation=0, va="center")
     assert shade is not None
-    bar = figure.colorbar(shade, ax=list(panels), shrink=0.8, pad=0.01, label="AUROC", extend="min")
+    width = figure.get_figwidth()
+    side = figure.add_axes(
+        (1 - 0.75 / width, panels[0].get_position().y0, 0.12 / width, panels[0].get_position().height)
+    )
+    bar = figure.colorbar(shade, cax=side, extend="min")
+    bar.set_label("AUROC", fontsize=8)
+    bar.ax.tick_params(labelsize=7.5)
     bar.outline.set_visible(False)
     note = "below the orange line poisons can be each other's k nearest neighbours; hatched: missing cell"
-    figure.supxlabel(note, fontsize=8, color=GREY)
+    headed(figure, "AUROC by k and by the number of poisons in a neighbourhood scope", note)
     return figure
 
 
@@ -226,7 +273,8 @@ def seeds(rows: pd.DataFrame) -> Figure | None:
     if not cases:
         return None
     detectors = _detectors(chosen)
-    figure, panels = _panels(len(cases), width=3.1, height=0.6 + 0.24 * len(detectors), share=True)
+    size, margins = (2.45, 0.2 * len(detectors) + 0.15), (1.55, 0.85, 0.62, 0.8)
+    figure, panels = _panels(len(cases), size, margins, (0.75, 0.75), sharey=True)
     for axes, name in zip(panels, cases, strict=False):
         of_case = chosen[chosen["case"] == name]
         for place, detector in enumerate(detectors):
@@ -237,15 +285,16 @@ def seeds(rows: pd.DataFrame) -> Figure | None:
             if len(done):
                 axes.plot([np.median(done)] * 2, [place - 0.32, place + 0.32], color=colour, linewidth=2.2)
             if len(done) < counts[name]:
-                text = f"{counts[name] - len(done)} missing"
+                text = f"{len(done)} of {counts[name]}"
                 foot = axes.get_yaxis_transform()
-                axes.text(0.02, place, text, transform=foot, fontsize=6.5, color=GREY, va="center")
+                axes.text(1.01, place, text, transform=foot, fontsize=7.5, color=GREY, va="center")
         axes.axvline(0.5, color=GREY, linewidth=0.8, linestyle=":")
         axes.set_yticks(range(len(detectors)), labels=[_marked(name) for name in detectors])
         axes.set(title=f"{_title(of_case, name)}, {counts[name]} seeds", xlabel="AUROC", xlim=(-0.03, 1.03))
         axes.set_ylim(len(detectors) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
-    figure.supxlabel("dots: seeds; bars: their median; dotted: chance", fontsize=8, color=GREY)
+    note = "bar: their median; dotted: chance; ‡ control; at the right: how many seeds there are, if not all"
+    headed(figure, "AUROC of each seed (dots)", note + _left_out(chosen))
     return figure
 
 
@@ -254,8 +303,6 @@ def cost(rows: pd.DataFrame) -> Figure | None:
     """Seconds that a detector takes for the data set (and memory, where it was measured), beside its mean
     AUROC.
     """
-    from matplotlib.figure import Figure
-
     chosen = usual(rows)
     chosen = chosen[_headline(chosen) & (chosen["status"] == "ok")]
     if chosen["detector"].nunique() < 2:
@@ -268,9 +315,9 @@ def cost(rows: pd.DataFrame) -> Figure | None:
     measured = [("seconds", "seconds (median)")]
     if "peak_mb" in chosen and chosen["peak_mb"].notna().any():
         measured.append(("peak_mb", "peak memory, MB (median)"))
-    real = chosen[~chosen["case"].map(is_control_case)]
-    figure = Figure(figsize=(3.6 * (len(measured) + 1), 1.1 + 0.28 * len(detectors)), layout="constrained")
-    panels = figure.subplots(1, len(measured) + 1, sharey=True, squeeze=False)[0]
+    real = chosen[~chosen["case"].map(is_control_case) & ~(chosen["asr"] < EMBEDDED_AT)]
+    size, margins = (2.9, 0.2 * len(detectors) + 0.15), (1.55, 0.15, 0.62, 0.82)
+    figure, (panels,) = style.panels(1, len(measured) + 1, size, margins, (0.2, 0), sharey=True)
     for axes, (column, label) in zip(panels, measured, strict=False):
         for place, detector in enumerate(detectors):
             value = float(chosen.loc[chosen["detector"] == detector, column].median())
@@ -280,23 +327,24 @@ def cost(rows: pd.DataFrame) -> Figure | None:
                 f"{value:.3g}", (value, place), (7, 0), textcoords="offset points", fontsize=7.5, va="center"
             )
         axes.set(xscale="log", xlabel=label)
-        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_major_formatter("{x:,g}")
         axes.minorticks_off()
         axes.margins(x=0.25)
     samples = int(chosen["n"].max()) if chosen["n"].notna().any() else 0
-    panels[0].set_title(f"cost of a detector for {samples:,} samples")
     for place, detector in enumerate(detectors):
         done = real.loc[real["detector"] == detector, "auroc"].dropna().to_numpy()
         colour = detector_colour(detector, detectors)
         panels[-1].plot(done, np.full(len(done), place), "o", color=colour, markersize=3.5, alpha=0.5)
         if len(done):
             panels[-1].plot([np.mean(done)] * 2, [place - 0.3, place + 0.3], color=colour, linewidth=2.2)
-    panels[-1].set(xlabel="AUROC", xlim=(-0.03, 1.03), title="what it finds (dots: attacks, bar: mean)")
+    panels[-1].set(xlabel="AUROC", xlim=(-0.03, 1.03), title="AUROC: attacks and seeds (dots), mean (bar)")
+    panels[-1].axvline(0.5, color=GREY, linewidth=0.8, linestyle=":")
     panels[0].set_yticks(range(len(detectors)), labels=[_marked(name) for name in detectors])
     panels[0].set_ylim(len(detectors) - 0.5, -0.5)
     for axes in panels:
         axes.grid(axis="y", visible=False)
-    figure.supxlabel(note, fontsize=8, color=GREY)
+    title = f"What a detector costs for {samples:,} samples, and what it finds"
+    headed(figure, title, f"{note}\nattacks that did not embed and controls are left out; ‡ control")
     return figure
 
 
@@ -319,7 +367,7 @@ def _detectors(rows: pd.DataFrame) -> list[str]:
 
 
 def _mean(rows: pd.DataFrame) -> float | None:
-    done = latest(rows).loc[lambda r: r["status"] == "ok", "auroc"].dropna()
+    done = rows.loc[rows["status"] == "ok", "auroc"].dropna()
     return float(done.mean()) if len(done) else None
 
 
@@ -335,36 +383,20 @@ def _title(rows: pd.DataFrame, name: str) -> str:
     return case_label(name) + ("" if embedded else " (did not embed)")
 
 
-def _look(detector: str, rows: pd.DataFrame) -> dict[str, Any]:
-    dashes = (0, (4, 2)) if detector in CONTROLS else "-"
-    return {"color": detector_colour(detector, _detectors(rows)), "linestyle": dashes}
+def _left_out(rows: pd.DataFrame) -> str:
+    """Says which attacks have no panel, as there would be too many."""
+    left = sorted(rows["case"].drop_duplicates(), key=case_order)[PANELS:]
+    return f"\nno panel: {', '.join(case_label(name) for name in left)}" if left else ""
 
 
-def _panels(count: int, width: float, height: float, share: bool = False) -> tuple[Figure, Sequence[Axes]]:
-    """A figure with `count` panels, four to a line; `share` keeps the labels of the y axis to the left
-    column.
-    """
-    from matplotlib.figure import Figure
-
-    columns = min(4, count)
-    lines = -(-count // columns)
-    extra = 1.1 if share else 0.3
-    figure = Figure(figsize=(width * columns + extra, height * lines + 0.7), layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False, sharey=share).ravel()
-    for axes in grid[count:]:
+def _panels(
+    count: int, size: tuple[float, float], margins: tuple[float, float, float, float], gaps: tuple[float, float],
+    **shared: Any,
+) -> tuple[Figure, Sequence[Axes]]:  # fmt: skip
+    """A figure with `count` panels, in as few lines of at most four as there must be, and evenly filled."""
+    lines = -(-count // 4)
+    columns = -(-count // lines)
+    figure, grid = style.panels(lines, columns, size, margins, gaps, **shared)
+    for axes in grid.ravel()[count:]:
         axes.set_visible(False)
-    return figure, list(grid[:count])
-
-
-def _auroc_axis(axes: Axes) -> None:
-    axes.set_ylim(min(0.42, axes.dataLim.y0 - 0.06), 1.02)
-    axes.set_ylabel("AUROC")
-    axes.axhline(0.5, color=GREY, linewidth=0.8, linestyle=":")
-
-
-def _legend(figure: Figure, panels: Sequence[Axes], note: str, handles: Sequence[Any] = ()) -> None:
-    if not handles:
-        found = {label: h for axes in panels for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-        handles = list(found.values())
-    figure.legend(handles=list(handles), loc="outside upper left", ncols=min(len(handles), 7), fontsize=8.5)
-    figure.supxlabel(note, fontsize=8, color=GREY)
+    return figure, list(grid.ravel()[:count])

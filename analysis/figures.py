@@ -12,8 +12,22 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
-from analysis.style import CLEAN, FAINT, GOOD, GREY, INK, POISON, TARGET, detector_colour, styled
-from analysis.tables import is_control, is_raw, number, variant
+from analysis.style import (
+    CLEAN,
+    FAINT,
+    GOOD,
+    GREY,
+    INK,
+    LINES,
+    POISON,
+    TARGET,
+    attack_label,
+    detector_line,
+    headed,
+    panels,
+    styled,
+)
+from analysis.tables import is_control, is_raw, number, percent, variant
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,50 +60,71 @@ def headline(cells: Sequence[S]) -> list[S]:
     return [cell for cell in done if not is_raw(cell.row.get("normalise")) or cell.row["detector"] not in names]
 
 
+def heading(row: Mapping[str, Any], is_poison: np.ndarray) -> str:
+    """What a run's figures show: `BadNets, seed 0: 100 of 20,000 samples poisoned, attack success rate 89.6 %`."""
+    name = attack_label(str(row.get("attack", "?"))) + (", clean model" if row.get("train_on") == "clean" else "")
+    text = name if row.get("seed") is None else f"{name}, seed {row['seed']}"
+    text += f": {int(is_poison.sum()):,} of {len(is_poison):,} samples poisoned"
+    asr = row.get("asr")
+    return text if asr is None or asr != asr else f"{text}, attack success rate {percent(asr)}"
+
+
 @styled
 def roc(cells: Sequence[Scored], is_poison: np.ndarray) -> Figure:
     """True against false positive rate, linear and with a logarithmic false positive rate; a line per
     detector.
 
-    Headline (normalised) cells are solid, controls dashed; the legend gives the AUROC, and the raw one if it
+    Headline (normalised) cells are shown; the legend gives their AUROC in its order, and the raw one if it
     exists.
     """
-    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, NullLocator
     from sklearn.metrics import roc_curve
 
-    figure = Figure(figsize=(10.4, 4.1), layout="constrained")
-    linear, log = figure.subplots(1, 2)
     shown = headline(cells)
     rows = [cell.row for cell in shown]
     raw = {variant(c.row, [c.row for c in cells]): c.row for c in scored(cells) if is_raw(c.row.get("normalise"))}
     clean = max(int((~is_poison).sum()), 1)
-    if not _both(is_poison, linear, log):
-        shown = []
+    lines: list[tuple[Scored, str]] = []
     for cell in sorted(shown, key=lambda cell: is_control(cell.row)):
         name = variant(cell.row, rows)
-        false, true, _ = roc_curve(is_poison, cell.scores)
         label = f"{number(cell.row.get('auroc'))}  {name}"
         if name in raw and raw[name] is not cell.row:
             label += f"  (raw {number(raw[name].get('auroc'))})"
         elif is_raw(cell.row.get("normalise")):
             label += "  (raw)"
-        if is_control(cell.row):
-            label += "  control"
-        look: dict[str, Any] = {
-            "color": detector_colour(str(cell.row["detector"]), [str(row["detector"]) for row in rows]),
-            "linestyle": (0, (4, 2)) if is_control(cell.row) else "-",
-        }
+        lines.append((cell, label + ("  control" if is_control(cell.row) else "")))
+    legend = 0.75 + 0.07 * max((len(label) for _, label in lines), default=0)  # inches
+    height = max(3.6, 0.35 + 0.187 * len(lines))
+    figure, ((linear, log),) = panels(1, 2, (3.9, height), (0.6, legend, 0.62, 0.72), (0.35, 0), sharey=True)
+    if not _both(is_poison, linear, log):
+        lines = []
+    for cell, label in lines:
+        look = detector_line(str(cell.row["detector"]), [str(row["detector"]) for row in rows])
+        false, true, _ = roc_curve(is_poison, cell.scores)
         linear.plot(false, true, label=label, **look)
         log.plot(np.maximum(false, 0.5 / clean), true, drawstyle="steps-post", **look)
     chance = np.geomspace(0.5 / clean, 1, 200)
     for axes in (linear, log):
-        if shown:
+        if lines:
             axes.plot(chance, chance, color=FAINT, linewidth=1.2, zorder=1)
-        axes.set(xlabel="false positive rate", ylim=(-0.02, 1.02))
-    linear.set(ylabel="true positive rate", title="ROC", xlim=(-0.02, 1.02))
-    log.set(title="ROC, logarithmic false positive rate", xscale="log", xlim=(0.5 / clean, 1))
-    if shown:
-        figure.legend(loc="outside right upper", title="AUROC", alignment="left", fontsize=8.5)
+        axes.set(ylim=(-0.02, 1.02))
+    linear.set(xlabel="false positive rate", ylabel="true positive rate", title="ROC", xlim=(-0.02, 1.02))
+    log.set(xscale="log", xlim=(0.5 / clean, 1), title="the same, false positive rate on a logarithmic axis")
+    log.set_xlabel("false positive rate")
+    # Plain numbers: powers of ten would be set as formulas, at a third of a figure's time.
+    log.xaxis.set_major_formatter(FuncFormatter(lambda value, _: np.format_float_positional(value, trim="-")))
+    log.xaxis.set_minor_locator(NullLocator())
+    if lines:
+        top = (
+            log.get_position().x1 + 0.12 / figure.get_figwidth(),
+            log.get_position().y1 + 0.3 / figure.get_figheight(),
+        )
+        figure.legend(
+            loc="upper left", bbox_to_anchor=top, title="AUROC", alignment="left", fontsize=8.5, borderaxespad=0,
+            handlelength=2.4,
+        )  # fmt: skip
+    note = f"{LINES}; grey: chance" if lines else ""
+    headed(figure, heading(rows[0] if rows else {}, is_poison), note)
     return figure
 
 
@@ -100,15 +135,14 @@ def score_histograms(cells: Sequence[Scored], is_poison: np.ndarray) -> Figure:
     Both densities are scaled to the same height, so that a handful of poisons stays visible beside thousands
     of clean samples. Values beyond the axis are drawn in its first and last bar.
     """
-    from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     shown = sorted(headline(cells), key=lambda cell: is_control(cell.row))
     rows = [cell.row for cell in shown]
     columns = min(4, max(len(shown), 1))
     lines = -(-max(len(shown), 1) // columns)
-    figure = Figure(figsize=(2.7 * columns + 0.4, 1.95 * lines + 0.6), layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False).ravel()
+    figure, axes_grid = panels(lines, columns, (2.45, 1.3), (0.15, 0.15, 0.82, 0.55), (0.2, 0.5))
+    grid = axes_grid.ravel()
     for axes, cell in zip(grid, shown, strict=False):
         name = variant(cell.row, rows) + (" (raw)" if is_raw(cell.row.get("normalise")) else "")
         scores = np.asarray(cell.scores)
@@ -128,14 +162,17 @@ def score_histograms(cells: Sequence[Scored], is_poison: np.ndarray) -> Figure:
         axes.set_title(f"AUROC {number(cell.row.get('auroc'))}", fontsize=8, loc="right", color=GREY)
         axes.set(yticks=[], ylim=(0, 1.08))
         axes.tick_params(labelsize=7.5)
-        axes.locator_params(axis="x", nbins=5)
+        axes.locator_params(axis="x", nbins=4)
         axes.spines["left"].set_visible(False)
+        axes.grid(False)
     for axes in grid[len(shown) :]:
         axes.set_visible(False)
     handles = [Patch(color=CLEAN, alpha=0.7, label=f"clean ({int((~is_poison).sum()):,})")]
     handles.append(Patch(color=POISON, alpha=0.7, label=f"poisoned ({int(is_poison.sum()):,})"))
-    figure.legend(handles=handles, loc="outside upper left", ncols=2, title_fontsize=8)
-    figure.supxlabel("score (higher = more suspicious); each density scaled to its own maximum", fontsize=8.5)
+    place = (0.1 / figure.get_figwidth(), 1 - 0.29 / figure.get_figheight())
+    figure.legend(handles=handles, loc="upper left", bbox_to_anchor=place, ncols=2, fontsize=8.5, borderaxespad=0)
+    note = "across: score, higher = more suspicious; up: density, each scaled to its own maximum"
+    headed(figure, heading(rows[0] if rows else {}, is_poison), note)
     return figure
 
 
@@ -169,6 +206,7 @@ def embedding(
     is_target: np.ndarray | None = None,
     detector: str = "score",
     method: str = "PCA",
+    about: str = "",
 ) -> Figure:
     """A 2-D view (n, 2) of the embedding: coloured by a detector's score, and by the truth.
 
@@ -177,11 +215,9 @@ def embedding(
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap, Normalize
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    figure = Figure(figsize=(10.4, 4.9), layout="constrained")
-    left, right = figure.subplots(1, 2, sharex=True, sharey=True)
+    figure, ((left, right),) = panels(1, 2, (4.8, 4.0), (0.1, 0.1, 0.62, 0.62), (0.15, 0), sharex=True, sharey=True)
     size = float(np.clip(40_000 / max(len(view), 1), 3, 16))
     order = np.argsort(scores, kind="stable")
     ranks = np.empty(len(scores))
@@ -191,13 +227,14 @@ def embedding(
     left.scatter(
         *view[order].T, c=(ranks[order] / 100) ** stretch, cmap=colours, s=size, linewidths=0, rasterized=True
     )
-    bar = figure.colorbar(ScalarMappable(Normalize(0, 1), colours), ax=left, shrink=0.7, pad=0.01)
+    width, height = figure.get_size_inches()
+    ground = figure.add_axes((0.6 / width, 0.42 / height, 3.8 / width, 0.11 / height))
+    bar = figure.colorbar(ScalarMappable(Normalize(0, 1), colours), cax=ground, orientation="horizontal")
     marks = (90, 95, 97, 98, 99, 100)
     bar.set_ticks([(mark / 100) ** stretch for mark in marks], labels=[str(mark) for mark in marks])
-    bar.ax.tick_params(labelsize=7.5)
-    bar.set_label(f"{detector} score, percentile (100 = most suspicious)", fontsize=8)
+    bar.ax.tick_params(labelsize=7.5, length=2, pad=2)
     bar.outline.set_visible(False)
-    left.set_title(f"coloured by the score of {detector}")
+    left.set_title(f"percentile of the {detector} score (100 = most suspicious)")
 
     target = np.zeros(len(view), bool) if is_target is None else is_target & ~is_poison
     handles = []
@@ -220,13 +257,13 @@ def embedding(
         label = f"poisoned ({is_poison.sum():,})"
         handles.append(Line2D([], [], markersize=6, markeredgewidth=1.3, label=label, **ring))
     right.set_title("the truth")
-    right.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=3, fontsize=8)
+    right.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.01), ncols=3, fontsize=8)
     for axes in (left, right):
         axes.set(xticks=[], yticks=[])
-        axes.set_xlabel(f"{method} of unit-length image embeddings" if axes is left else "", fontsize=8, color=GREY)
         axes.grid(False)
         for spine in axes.spines.values():
             spine.set_visible(False)
+    headed(figure, f"{about}; " * bool(about) + f"{method} of unit-length image embeddings")
     return figure
 
 

@@ -43,8 +43,7 @@ def usual(table: pd.DataFrame, free: Sequence[str] = ()) -> pd.DataFrame:
         for column in columns:
             if column in free or column not in table or table[column].nunique(dropna=True) < 2:
                 continue
-            keep = {name: _commonest(rows, column) for name, rows in table.groupby(owner, sort=False)}
-            wanted = table[owner].map(keep)
+            wanted = table[owner].map(_commonest(table, owner, column))
             # A failed cell may not know all of its setting.
             table = table[(table[column] == wanted) | table[column].isna()]
     return latest(table)
@@ -65,15 +64,13 @@ def latest(table: pd.DataFrame) -> pd.DataFrame:
     return table[~text.duplicated(keep="last") & (done | ~np.array(void, bool))]
 
 
-def _commonest(rows: pd.DataFrame, column: str) -> Any:
-    """The value with the most distinct (case, detector, seed); the first of equals."""
-    best, most = None, 0
-    for value in rows[column].drop_duplicates():
-        chosen = rows[rows[column] == value] if value == value else rows[rows[column].isna()]
-        count = len(chosen[["case", "detector", "seed"]].drop_duplicates())
-        if count > most:
-            best, most = value, count
-    return best
+def _commonest(table: pd.DataFrame, owner: str, column: str) -> dict[str, Any]:
+    """For each owner (case or detector) the value with the most distinct (case, detector, seed); the first of
+    equals.
+    """
+    distinct = table[["case", "detector", "seed", column]].drop_duplicates()
+    counts = distinct.groupby([owner, column], sort=False, dropna=False).size()
+    return dict(list(counts.groupby(level=0, sort=False).idxmax()))
 
 
 def along(table: pd.DataFrame, *axes: str) -> pd.DataFrame:
@@ -137,35 +134,49 @@ def aggregate(table: pd.DataFrame, cells: Sequence[StoredCell]) -> pd.DataFrame:
     """
     import pandas as pd
 
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    records: list[dict[str, Any]] = table.astype(object).to_dict("records")  # type: ignore[assignment]
+    for record in records:
+        groups.setdefault((record["case"], record["detector"], _side(record["normalise"])), []).append(record)
+    shared = [column for column in (*OF_ATTACK, *OF_DETECTOR, "n_poison") if column in table]
     rows = []
     sides = table.drop_duplicates(["detector", "normalise"])[["detector", "normalise"]]
     sides = sides.sort_values("detector", key=lambda names: names.map(detector_order), kind="stable")
     for case_name in sorted(table["case"].drop_duplicates(), key=case_order):
-        of_case = table[table["case"] == case_name]
-        learned = of_case.drop_duplicates("seed")
+        learned = table[table["case"] == case_name].drop_duplicates("seed")
+        asr, zero_shot = learned["asr"].mean(), learned["zero_shot_top1"].mean()
         for detector, normalise in sides.itertuples(index=False):
-            same = of_case[(of_case["detector"] == detector) & _equal(of_case["normalise"], normalise)]
-            done = same[same["status"] == "ok"]
+            same = groups.get((case_name, detector, _side(normalise)), [])
+            done = [record for record in same if record["status"] == "ok"]
             state = "ok" if len(done) == len(same) else "partly"
-            if not len(done):
-                state = "failed" if len(same) else "missing"
+            if not done:
+                state = "failed" if same else "missing"
             row: dict[str, Any] = {
                 "case": case_name, "attack": case_name.partition("@")[0], "detector": detector,
                 "normalise": normalise, "seeds": len(done), "status": state,
-                "error": "; ".join(sorted({str(error) for error in same["error"] if error})),
-                "zero_shot_top1": learned["zero_shot_top1"].mean(), "asr": learned["asr"].mean(),
-                "embedded": bool(learned["asr"].mean() >= EMBEDDED_AT) if learned["asr"].notna().any() else None,
+                "error": "; ".join(sorted({str(record["error"]) for record in same if record["error"]})),
+                "zero_shot_top1": zero_shot, "asr": asr,
+                "embedded": bool(asr >= EMBEDDED_AT) if asr == asr else None,
                 "control": is_control_case(case_name) or detector in CONTROLS,
             }  # fmt: skip
-            for column in (*OF_ATTACK, *OF_DETECTOR, "n_poison"):
-                if column in same and same[column].nunique() == 1:
-                    row[column] = same[column].iloc[0]
+            for column in shared:
+                if len({record[column] for record in same if not pd.isna(record[column])}) == 1:
+                    row[column] = same[0][column]
             for measure in (*MEASURES, "seconds"):
-                row[measure], row[f"{measure}_std"] = done[measure].mean(), done[measure].std(ddof=1)
-            interval = bootstrap_auroc([cells[place] for place in done["place"]]) if len(done) else None
+                row[measure], row[f"{measure}_std"] = _mean_and_std([record[measure] for record in done])
+            interval = bootstrap_auroc([cells[record["place"]] for record in done]) if done else None
             row["auroc_low"], row["auroc_high"] = (interval.low, interval.high) if interval else (np.nan, np.nan)
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _mean_and_std(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation (n - 1) of what is known; NaN for no value, or for the spread of one."""
+    known = np.array([value for value in values if value == value], float)
+    return (
+        float(known.mean()) if len(known) else np.nan,
+        float(known.std(ddof=1)) if len(known) > 1 else np.nan,
+    )
 
 
 def is_control_case(name: str) -> bool:
@@ -183,5 +194,6 @@ def case_label(name: str) -> str:
     return attack_label(attack) + (", clean model" if clean else "")
 
 
-def _equal(column: pd.Series, value: Any) -> pd.Series:
-    return column.isna() if value is None or value != value else column == value
+def _side(normalise: Any) -> str:
+    """`None` and NaN are one: a detector that does not look at lengths."""
+    return "either" if normalise is None or normalise != normalise else str(bool(normalise))

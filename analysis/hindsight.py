@@ -6,6 +6,7 @@ beforehand. Their best cell over a sweep of k is therefore a bound, not a result
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.grid import OF_ATTACK, case_label, case_order, is_control_case, latest, usual
@@ -46,6 +47,17 @@ def hindsight(rows: pd.DataFrame) -> pd.DataFrame | None:
     return pd.DataFrame(found).sort_values(
         ["rate", "case", "seed"], key=lambda column: column.map(case_order) if column.name == "case" else column
     )
+
+
+def write(rows: pd.DataFrame, folder: Path, stem: str, title: str) -> list[Path]:
+    """hindsight_<stem>.csv and .md, if a sweep of k is there."""
+    table = hindsight(rows)
+    if table is None:
+        return []
+    files = [folder / f"hindsight_{stem}{suffix}" for suffix in (".csv", ".md")]
+    table.to_csv(files[0], index=False)
+    files[1].write_text(markdown(table, title))
+    return files
 
 
 def markdown(table: pd.DataFrame, title: str) -> str:

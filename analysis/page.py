@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,29 +37,34 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def write_page(table: pd.DataFrame, cells: list[StoredCell], store: Path, path: Path, most_scenes: int = 6) -> Path:
+def write_page(
+    table: pd.DataFrame, cells: list[StoredCell], store: Path, path: Path, most_scenes: int = 6,
+    summaries: Mapping[str, pd.DataFrame] | None = None,
+) -> Path:  # fmt: skip
     """Write the page for all cells; views and galleries for at most `most_scenes` scenes, one seed of each
-    first.
+    first. `summaries` holds what `grid.aggregate` gave for each study's usual rows, if that is known already.
     """
     names = list(dict.fromkeys(table["detector"]))
     rows = [usual(part) for _, part in studies(table)]
     places = sorted({int(place) for part in rows for place in part["place"]})
     found = _in_order(scenes([cells[place] for place in places], store))
+    images: dict[str, int] = {}  # each picture once: scenes of one seed share their clean samples
     data = {
         "columns": COLUMNS,
         "cells": [_row(place, cell, cells, names) for place, cell in enumerate(cells)],
         "studies": [
-            {"name": name, "rows": _summary(aggregate(part, cells))}
+            {"name": name, "rows": _summary(summaries[name] if summaries else aggregate(part, cells))}
             for (name, _), part in zip(studies(table), rows, strict=True)
         ],
         "detectors": [
             {"name": name, "label": detector_label(name), "colour": detector_colour(name, names)}
             for name in sorted(names, key=detector_order)
         ],
-        "scenes": [_scene(scene) for scene in found[:most_scenes]],
+        "scenes": [_scene(scene, images) for scene in found[:most_scenes]],
         "left_out": [_name(scene) for scene in found[most_scenes:]],
         "store": str(store),
     }
+    data["images"] = list(images)
     render("report.html", data, path)
     return path
 
@@ -127,7 +132,7 @@ def _summary(summary: pd.DataFrame) -> list[dict[str, Any]]:
     return lines
 
 
-def _scene(scene: Scene) -> dict[str, Any]:
+def _scene(scene: Scene, images: dict[str, int]) -> dict[str, Any]:
     """Curves of every cell, the 2-D view, galleries, and the images that they show."""
     is_poison = scene.cells[0].is_poison
     ordered = sorted(scene.cells, key=lambda cell: (detector_order(str(cell.row["detector"])), _side(cell)))
@@ -156,7 +161,7 @@ def _scene(scene: Scene) -> dict[str, Any]:
         "n": len(is_poison), "n_poison": int(is_poison.sum()), "asr": row.get("asr"),
         "zero_shot_top1": row.get("zero_shot_top1"), "warnings": warnings(row), "cells": lines, "view": view,
         "lead": next((place for place, cell in enumerate(ordered) if cell is lead), 0),
-        "galleries": galleries, "near": near, "samples": _samples(scene, wanted, is_poison),
+        "galleries": galleries, "near": near, "samples": _samples(scene, wanted, is_poison, images),
     }  # fmt: skip
 
 
@@ -219,16 +224,18 @@ def _nearest(image: np.ndarray, rows: list[int]) -> dict[str, list[tuple[int, fl
         similar[columns[None, :] == np.asarray(rows)[:, None]] = -2  # not itself
         best = np.concatenate([best, similar], axis=1)
         where = np.concatenate([where, np.broadcast_to(columns, similar.shape)], axis=1)
-        top = np.argsort(-best, axis=1, kind="stable")[:, :NEIGHBOURS]
+        top = np.argpartition(-best, min(NEIGHBOURS, best.shape[1] - 1), axis=1)[:, :NEIGHBOURS]
         best, where = np.take_along_axis(best, top, 1), np.take_along_axis(where, top, 1)
+    order = np.lexsort((where, -best), axis=1)  # of equals the first
+    best, where = np.take_along_axis(best, order, 1), np.take_along_axis(where, order, 1)
     return {
         str(row): [(int(w), round(float(b), 3)) for w, b in zip(where[i], best[i], strict=True)]
         for i, row in enumerate(rows)
     }
 
 
-def _samples(scene: Scene, rows: list[int], is_poison: np.ndarray) -> dict[str, Any]:
-    """Thumbnail, caption, id and truth of each row."""
+def _samples(scene: Scene, rows: list[int], is_poison: np.ndarray, images: dict[str, int]) -> dict[str, Any]:
+    """Caption, id and truth of each row, and its place among the page's `images`."""
     pairs, samples = scene.pairs, {}
     for begin in range(0, len(rows), 256):
         part = rows[begin : begin + 256]
@@ -237,20 +244,21 @@ def _samples(scene: Scene, rows: list[int], is_poison: np.ndarray) -> dict[str, 
                 "id": int(pairs.ids[row]),
                 "caption": str(pairs.captions[row]),
                 "poison": bool(is_poison[row]),
-                "image": png(image),
+                "image": images.setdefault(thumbnail(image), len(images)),
             }
     return samples
 
 
-def png(image: np.ndarray) -> str:
-    """(h, w, 3) uint8 -> a PNG of at most THUMBNAIL pixels, base64."""
+def thumbnail(image: np.ndarray) -> str:
+    """(h, w, 3) uint8 -> a data URL. A picture that has to shrink is a JPEG, a small one a PNG, pixel by pixel."""
     from PIL import Image
 
     picture = Image.fromarray(image)
+    small = max(picture.size) <= THUMBNAIL
     picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
-    return base64.b64encode(buffer.getvalue()).decode()
+    picture.save(buffer, "PNG") if small else picture.save(buffer, "JPEG", quality=85)
+    return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _packed(values: np.ndarray, kind: Any) -> str:

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FILE = Path(__file__).with_name("published.csv")
+QUANTITIES = {  # as they are printed
+    "zero_shot_top1": "zero-shot accuracy", "asr": "attack success rate", "auroc": "AUROC",
+    "natural_backdoor_samples": "samples of the natural backdoor",
+    "natural_backdoor_share": "share of the natural backdoor", "cleaning_minutes": "time to clean the data",
+}  # fmt: skip
 COLUMNS = ["quantity", "attack", "model", "data", "detector", "setting", "paper", "ours", "source"]
 
 
@@ -68,6 +73,7 @@ def markdown(table: pd.DataFrame) -> str:
     """The comparison in Markdown; `—` where a number is not known."""
     lines = ["# Beside the paper", "", "| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
     for row in table.to_dict("records"):
+        row["quantity"] = QUANTITIES.get(str(row["quantity"]), row["quantity"])
         row["attack"] = attack_label(str(row["attack"])) if row["attack"] else ""
         row["detector"] = detector_label(str(row["detector"])) if row["detector"] else ""
         row |= {column: row[column] or "—" for column in ("paper", "ours")}

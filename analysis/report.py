@@ -51,7 +51,8 @@ def write(result: RunResult, folder: str | Path, top: int = TOP) -> Group:
     save(figures.score_histograms(result.cells, is_poison), folder, "scores")
     view = figures.flat_view(np.asarray(result.embeddings.image))
     target = target_class(result.pairs, result.facts.get("target"))
-    save(figures.embedding(view, best.scores, is_poison, target, name), folder, "embedding")
+    about = figures.heading(best.row, is_poison)
+    save(figures.embedding(view, best.scores, is_poison, target, name, about=about), folder, "embedding")
 
     rows_shown = np.argsort(-best.scores, kind="stable")[:top]
     captions = result.pairs.captions

@@ -11,9 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 P = ParamSpec("P")
@@ -44,12 +47,23 @@ _DETECTORS = {  # name: (label, colour)
     "abl": ("ABL", "#882255"),
     "cognitive_distillation": ("Cognitive Distillation", "#332288"),
     "cd": ("Cognitive Distillation", "#332288"),
+    "bdetclip": ("BDetCLIP", "#117733"),
+    "subspace": ("Subspace", "#AA4466"),
+    "pyod": ("PyOD", "#6699CC"),
+    "cleanlab": ("cleanlab", "#661100"),
 }
-_SPARE = ("#117733", "#661100", "#6699CC", "#AA4466", "#4B6A2E", "#7B5EA7")
+# What looks at more than embeddings and their neighbourhoods is dotted: sixteen colours are hard to tell apart.
+_DOTTED = {
+    "flicker", "clip_score", "clipscore", "safeclip", "abl", "cognitive_distillation", "cd", "bdetclip", "subspace",
+}  # fmt: skip
+LINES = "solid: embeddings and neighbourhoods; dotted: captions, prompts, losses or masks; dashed: control"
+_SPARE = ("#4B6A2E", "#7B5EA7", "#B07A3A", "#5F5F9E", "#3E7C8C", "#A03060")
 _ATTACKS = {
     "badnets": "BadNets", "blended": "Blended", "wanet": "WaNet", "sig": "SIG", "nashville": "Nashville",
-    "blto": "BLTO", "clean_label": "Clean label", "multi_trigger": "Multi-trigger", "mislabel": "Mislabelled",
+    "blto": "BLTO", "clean_label": "Clean label", "multi_trigger": "Multi-trigger",
+    "multi_target": "Multi-target", "mislabel": "Mislabelled",
     "none": "No poisoning", "targeted": "Targeted", "natural": "Natural backdoor",
+    "adaptive_spread": "Adaptive, spread", "adaptive_flood": "Adaptive, flood",
 }  # fmt: skip
 
 _RC: Any = {
@@ -70,7 +84,8 @@ _RC: Any = {
     "ytick.color": GREY,
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
-    "lines.linewidth": 1.8,
+    "lines.linewidth": 1.6,
+    "figure.titlesize": 10.5,
     "legend.frameon": False,
     "figure.dpi": 130,
     "savefig.dpi": 130,
@@ -99,13 +114,77 @@ def styled(draw: Callable[P, Drawn]) -> Callable[P, Drawn]:
     return drawn
 
 
+def panels(
+    lines: int,
+    columns: int,
+    size: tuple[float, float],
+    margins: tuple[float, float, float, float],
+    gaps: tuple[float, float],
+    **shared: Any,
+) -> tuple[Figure, np.ndarray]:
+    """A figure with (lines, columns) axes of `size`, inside `margins` (left, right, top, bottom) and with `gaps`
+    between them (across, down), all in inches.
+
+    matplotlib's constrained layout would measure every text twice for this, which takes longer than drawing.
+    """
+    from matplotlib.figure import Figure
+
+    left, right, top, bottom = margins
+    width = left + columns * size[0] + (columns - 1) * gaps[0] + right
+    height = top + lines * size[1] + (lines - 1) * gaps[1] + bottom
+    figure = Figure(figsize=(width, height))
+    places = {
+        "left": left / width, "right": 1 - right / width, "top": 1 - top / height, "bottom": bottom / height,
+        "wspace": gaps[0] / size[0], "hspace": gaps[1] / size[1],
+    }  # fmt: skip
+    return figure, figure.subplots(lines, columns, squeeze=False, gridspec_kw=places, **shared)
+
+
+def headed(figure: Figure, title: str, note: str = "") -> None:
+    """A title at the top left, and how to read the figure at the foot."""
+    width, height = figure.get_size_inches()
+    figure.text(0.1 / width, 1 - 0.08 / height, title, fontsize=10.5, va="top")
+    if note:
+        wrapped = "\n".join(part for line in note.split("\n") for part in wrap(line, int(width / 0.066)))
+        figure.text(0.1 / width, 0.07 / height, wrapped, fontsize=8, color=GREY, va="bottom", linespacing=1.1)
+
+
+def line_note(detectors: Sequence[str]) -> str:
+    """What the lines of these detectors mean, if they are not all solid."""
+    return LINES if any(name in _DOTTED or name in CONTROLS for name in detectors) else ""
+
+
+def label_lines(axes: Axes, ends: Sequence[tuple[float, str, Any]]) -> None:
+    """Write each line's label at the right edge, at its last value, moved apart where labels would overlap.
+
+    `ends` has (last value, label, colour and dashes of the line); call it when the y limits are final.
+    """
+    low, high = axes.get_ylim()
+    inches = axes.get_position().height * axes.figure.get_figheight()  # type: ignore[union-attr]
+    step = 0.118 / inches  # of one label, as a share of the axis
+    ordered = sorted(ends, key=lambda end: -end[0])
+    wanted = [(value - low) / (high - low) for value, *_ in ordered]
+    places: list[float] = []
+    for want in wanted:  # from the top down, each below the one before
+        places.append(min(want, places[-1] - step) if places else min(want, 1.0))
+    floor = 0.0
+    for at in reversed(range(len(places))):  # what fell below the axis goes up again, and moves the others
+        places[at] = max(places[at], floor)
+        floor = places[at] + step
+    for (_, label, look), want, place in zip(ordered, wanted, places, strict=True):
+        axes.plot(
+            [1.0, 1.04, 1.1], [want, place, place], transform=axes.transAxes, clip_on=False, linewidth=1.4, **look
+        )
+        axes.text(1.12, place, label, transform=axes.transAxes, fontsize=7.5, va="center")
+
+
 def save(figure: Figure, folder: Path, stem: str, formats: Sequence[str] = ("png",)) -> list[Path]:
     """Save a figure as `<folder>/<stem>.<format>` for each format, and return the paths."""
     paths = [Path(folder) / f"{stem}.{form}" for form in formats]
     with house_style():
         for path in paths:
             figure.savefig(path, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
-            figure.set_layout_engine("none")  # keep the layout, which takes the most time, for the next format
+            figure.set_layout_engine("none")  # keep the layout, which takes long, for the next format
     return paths
 
 
@@ -138,3 +217,9 @@ def detector_colour(name: str, others: Sequence[str] = ()) -> str:
         return _DETECTORS[name][1]
     unknown = sorted({other for other in [*others, name] if other not in _DETECTORS})
     return _SPARE[unknown.index(name) % len(_SPARE)]
+
+
+def detector_line(name: str, others: Sequence[str] = ()) -> dict[str, Any]:
+    """Colour and dashes of a detector's line."""
+    dashes: Any = (0, (4, 2)) if name in CONTROLS else (0, (1, 1)) if name in _DOTTED else "-"
+    return {"color": detector_colour(name, others), "linestyle": dashes}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.page import png, render
+from analysis.page import render, thumbnail
 from analysis.style import detector_label
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _samples(result: ScanResult, rows: list[int]) -> dict[str, Any]:
                 "z": round(float(record["z"]), 2),
                 "scores": [float(f"{record[name]:.4g}") for name in result.detectors],
                 "truth": None if result.truth is None else bool(result.truth[row]),
-                "image": png(image),
+                "image": thumbnail(image),
             }
     return samples
 

@@ -115,13 +115,16 @@ def markdown(summary: pd.DataFrame, title: str) -> str:
 
 
 def latex(summary: pd.DataFrame, title: str) -> str:
-    """The table in LaTeX (needs booktabs); the best detector of each attack in bold, controls apart."""
+    """The table in LaTeX; the best detector of each attack in bold, controls apart.
+
+    It needs booktabs, and graphicx, as it is scaled to the width of the text.
+    """
     parts = [f"% {title}"]
     for side in _sides(summary):
         parts += [
             r"\begin{table}[t]", r"\centering\small",
             rf"\caption{{{_escape(title)}, {side.name}. {_escape(' '.join(_notes(summary)))}}}",
-            r"\begin{tabular}{lr" + "c" * len(side.detectors) + "}", r"\toprule",
+            r"\resizebox{\textwidth}{!}{%", r"\begin{tabular}{lr" + "c" * len(side.detectors) + "}", r"\toprule",
             "Attack & ASR & " + " & ".join(map(_escape, _heads(side))) + r" \\", r"\midrule",
         ]  # fmt: skip
         for place, case in enumerate(side.cases):
@@ -138,13 +141,14 @@ def latex(summary: pd.DataFrame, title: str) -> str:
             if any(intervals):
                 small = [rf"{{\scriptsize {text}}}" if text else "" for text in intervals]
                 parts.append(" & ".join(["", "", *small]) + r" \\[2pt]")
-        parts += [r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
+        parts += [r"\bottomrule", r"\end{tabular}}", r"\end{table}", ""]
     return "\n".join(parts)
 
 
 def _escape(text: str) -> str:
     replaced = {
-        "\\": r"\textbackslash{}", "%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "$": r"\$", "±": r"$\pm$",
+        "\\": r"\textbackslash{}", "%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "$": r"\$",
+        "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
         "†": r"$^\dagger$", "‡": r"$^\ddagger$", "—": "---", "–": "--",
     }  # fmt: skip
     return "".join(replaced.get(char, char) for char in text)

@@ -71,7 +71,9 @@ def test_galleries_hold_the_top_scores_with_their_images_and_captions(made):
         assert sample["caption"] == result.pairs.captions[int(row)]
         assert sample["poison"] == result.truth[int(row)]
     clean = next(row for row, sample in scene["samples"].items() if not sample["poison"])
-    image = np.asarray(Image.open(io.BytesIO(base64.b64decode(scene["samples"][clean]["image"]))))
+    url = data["images"][scene["samples"][clean]["image"]]
+    assert len(set(data["images"])) == len(data["images"])  # no picture is there twice
+    image = np.asarray(Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/png;base64,")))))
     np.testing.assert_array_equal(image, result.pairs.images(np.array([int(clean)]))[0])
 
 
@@ -129,6 +131,12 @@ USE = """
     pick("side", "both"); result.both = [...$("by").options].length;
     pick("side", "normalised");
 
+    pick("attack", "wanet"); result.attacks = [...new Set(values("attack"))];
+    pick("attack", "");
+    const [everything, nothing] = all("#chips button:not(.chip)");
+    nothing.click(); chip.click(); result.alone = [...new Set(values("detector"))];
+    everything.click();
+
     pick("scene", "1");
     result.warning = $("warning").textContent;
     result.names = all(".scene").map(e => e.textContent);
@@ -177,6 +185,8 @@ def test_in_a_browser_the_table_sorts_and_the_gallery_filters(made, tmp_path):
     assert all("photo of a banana" in caption for caption in result["captions"])
     assert "SLOF" not in result["without"]
     assert "SLOF" not in result["by"]
+    assert result["attacks"] == ["WaNet"]
+    assert result["alone"] == ["SLOF"]
     assert result["both"] == len(data["scenes"][0]["cells"])
     assert result["warning"].startswith("the attack did not embed")
     assert set(result["names"]) == {"WaNet, small, seed 0"}

@@ -178,8 +178,9 @@ def test_roc_lines_controls_dashed_and_legend_with_both_aurocs():
     by = {(cell.row["detector"], cell.row["normalise"]): cell.row["auroc"] for cell in result.cells}
     slof = f"{tables.number(by['slof', True])}  SLOF  (raw {tables.number(by['slof', False])})"
     assert lines[slof].get_linestyle() == "-"
-    dashed = [label for label, line in lines.items() if line.get_linestyle() != "-"]
-    assert dashed == [f"{tables.number(by['norm', False])}  Norm  (raw)  control"]
+    broken = {label.split("  ")[1]: line for label, line in lines.items() if line.get_linestyle() != "-"}
+    assert list(broken) == ["CLIP score", "Norm"]  # dotted: not by neighbourhoods; dashed: a control
+    assert lines[f"{tables.number(by['norm', False])}  Norm  (raw)  control"] is broken["Norm"]
     assert figure.axes[1].get_xscale() == "log"
 
 

@@ -278,11 +278,20 @@ def test_paper_makes_everything_once(tmp_path, capsys):
     assert len(pd.read_csv(out / "cells.csv")) == len(read_cells(store))
 
     drawn = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
-    main(command)  # nothing new, so nothing is drawn
+    assert main(command) == 0  # nothing new, so nothing is drawn
+    said = capsys.readouterr().out
+    assert said.startswith(f"up to date: {store} holds nothing new")
+    assert str(out / "report.html") in said
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.png")} == drawn
     write_store(store, [example_result(100, 0.1, only=local, k=16)])
+    capsys.readouterr()
     main(command)
-    assert all(path.stat().st_mtime_ns > drawn.get(path, 0) for path in out.rglob("*.png"))
+    assert "6 of them as before" in capsys.readouterr().out  # the views of both attacks
+    again = {path.name for path in out.rglob("*.png") if path.stat().st_mtime_ns > drawn.get(path, 0)}
+    assert again == {"by_k.png", "by_normalise.png", "cost.png"}
+    (out / "figures_demo_shapes_small" / "by_k.png").unlink()
+    main(command)
+    assert (out / "figures_demo_shapes_small" / "by_k.png").exists()
 
 
 def test_the_command_loads_no_torch_and_errors_are_plain(store, tmp_path):
