@@ -300,36 +300,26 @@ def seeds(rows: pd.DataFrame) -> Figure | None:
 
 @styled
 def cost(rows: pd.DataFrame) -> Figure | None:
-    """Seconds that a detector takes for the data set (and memory, where it was measured), beside its mean
-    AUROC.
-    """
+    """Seconds that a detector takes for the data set, beside its mean AUROC; without what several of them share."""
     chosen = usual(rows)
     chosen = chosen[_headline(chosen) & (chosen["status"] == "ok")]
     if chosen["detector"].nunique() < 2:
         return None
     detectors = _detectors(chosen)
-    note = "the first local detector of a run bears the neighbour search that all of them share"
-    if "search_seconds" in chosen:
-        chosen = chosen.assign(seconds=chosen["seconds"] + chosen["search_seconds"].fillna(0))
-        note = "each local detector with the whole of the neighbour search, which one run makes only once"
-    measured = [("seconds", "seconds (median)")]
-    if "peak_mb" in chosen and chosen["peak_mb"].notna().any():
-        measured.append(("peak_mb", "peak memory, MB (median)"))
+    note = "once the neighbours are searched and the views embedded, which one run does once for all detectors"
     real = chosen[~chosen["case"].map(is_control_case) & ~(chosen["asr"] < EMBEDDED_AT)]
     size, margins = (2.9, 0.2 * len(detectors) + 0.15), (1.55, 0.15, 0.62, 0.82)
-    figure, (panels,) = style.panels(1, len(measured) + 1, size, margins, (0.2, 0), sharey=True)
-    for axes, (column, label) in zip(panels, measured, strict=False):
-        for place, detector in enumerate(detectors):
-            value = float(chosen.loc[chosen["detector"] == detector, column].median())
-            colour = detector_colour(detector, detectors)
-            axes.plot([value], [place], "o", color=colour, markersize=7)
-            axes.annotate(
-                f"{value:.3g}", (value, place), (7, 0), textcoords="offset points", fontsize=7.5, va="center"
-            )
-        axes.set(xscale="log", xlabel=label)
-        axes.xaxis.set_major_formatter("{x:,g}")
-        axes.minorticks_off()
-        axes.margins(x=0.25)
+    figure, (panels,) = style.panels(1, 2, size, margins, (0.2, 0), sharey=True)
+    for place, detector in enumerate(detectors):
+        value = float(chosen.loc[chosen["detector"] == detector, "seconds"].median())
+        panels[0].plot([value], [place], "o", color=detector_colour(detector, detectors), markersize=7)
+        panels[0].annotate(
+            f"{value:.3g}", (value, place), (7, 0), textcoords="offset points", fontsize=7.5, va="center"
+        )
+    panels[0].set(xscale="log", xlabel="seconds (median)")
+    panels[0].xaxis.set_major_formatter("{x:,g}")
+    panels[0].minorticks_off()
+    panels[0].margins(x=0.25)
     samples = int(chosen["n"].max()) if chosen["n"].notna().any() else 0
     for place, detector in enumerate(detectors):
         done = real.loc[real["detector"] == detector, "auroc"].dropna().to_numpy()
