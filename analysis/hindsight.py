@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.grid import OF_ATTACK, case_label, case_order, is_control_case, latest, usual
+from analysis.grid import OF_ATTACK, case_label, case_order, is_control_case, usual
 from analysis.style import detector_label
 from analysis.tables import is_raw, number, percent
 
@@ -39,7 +39,7 @@ def hindsight(rows: pd.DataFrame) -> pd.DataFrame | None:
         row = {name: best.get(name) for name in ("case", "rate", "seed", "n_poison", "asr")}
         row |= {"best": best["auroc"], "best_detector": best["detector"], "best_k": int(best["k"])}
         for name in WITHOUT:
-            own = latest(usual(same[same["detector"] == name]))
+            own = usual(same[same["detector"] == name])
             row[name] = own["auroc"].iloc[-1] if len(own) else float("nan")
         found.append(row)
     if not found:

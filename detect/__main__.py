@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from detect import DAO, LID, LOF, SLOF, Embeddings, IsolationForest, KDistance, LocalDetector, find_neighbours
-from detect.metrics import rank_share
+from detect.metrics import rank, rank_share
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,8 +111,8 @@ def _joined(parts: Sequence[tuple[Path, np.ndarray]]) -> Embeddings:
 
 
 def _scores(
-    detectors: dict[str, Any], embeddings: Embeddings, reference: Any, device: str | None
-) -> dict[str, Any]:
+    detectors: dict[str, Any], embeddings: Embeddings, reference: Embeddings | None, device: str | None
+) -> dict[str, np.ndarray]:
     """Detector -> (n,); one neighbour table serves all that need one."""
     from tqdm import tqdm
 
@@ -136,12 +136,10 @@ def _table(parts: Sequence[tuple[Path, np.ndarray]], scores: dict[str, np.ndarra
     import pandas as pd
 
     share = np.mean([rank_share(values) for values in scores.values()], axis=0)
-    rank = np.empty(len(share), np.int64)
-    rank[np.argsort(-share, kind="stable")] = np.arange(1, len(share) + 1)
     lengths = [len(part) for _, part in parts]
     names = np.repeat([str(file) for file, _ in parts], lengths)
     rows = np.concatenate([np.arange(length) for length in lengths])
-    return pd.DataFrame({"file": names, "row": rows, **scores, "share": share, "rank": rank})
+    return pd.DataFrame({"file": names, "row": rows, **scores, "share": share, "rank": rank(share)})
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ class LocalDetector(Detector):
             raise ValueError(f"convention must be one of {', '.join(CONVENTIONS)}, got {self.convention!r}")
         if self.convention == "reference":
             if type(self).public is LocalDetector.public:
-                raise ValueError(f"{type(self).__name__} has no convention 'reference': the public code lacks it")
+                raise self._not_public()
             if self.scope == "reference":
                 raise ValueError("convention 'reference' needs scope full or batch, as in the public code")
         _ = self.search  # refuses what it does not know
@@ -122,4 +122,7 @@ class LocalDetector(Detector):
 
     def public(self, code: PublicCode) -> np.ndarray:
         """Scores (n,) as the public code computes them; only for `convention: reference`."""
-        raise NotImplementedError
+        raise self._not_public()
+
+    def _not_public(self) -> ValueError:
+        return ValueError(f"{type(self).__name__} has no convention 'reference': the public code lacks it")

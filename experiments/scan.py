@@ -21,7 +21,7 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from detect import Scores, evaluate
-from detect.metrics import rank_share
+from detect.metrics import rank, rank_share
 from experiments import distributed
 from experiments.evalset_folders import Builtin
 from experiments.groups import Group, Grouping
@@ -193,10 +193,8 @@ class Scan:
         score = self.score([columns[name] for name in ranked_by])
         z = np.mean([robust_z(columns[name]) for name in ranked_by], axis=0)
         n = len(samples)
-        rank = np.empty(n, np.int64)
-        rank[np.argsort(-score, kind="stable")] = np.arange(1, n + 1)
         table = pd.DataFrame({"id": samples.ids, **_where(studies), "caption": samples.captions, **columns})
-        table = table.assign(score=score, z=z, rank=rank)
+        table = table.assign(score=score, z=z, rank=rank(score))
         truth = np.concatenate([study.truth for study in studies])
         planned = bool(truth.any())
         metrics = {}

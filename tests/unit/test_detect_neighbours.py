@@ -193,23 +193,6 @@ def test_the_choice_of_a_backend_is_told_with_its_reason(caplog, monkeypatch):
     assert "each product serves the rows and the columns of its tile" in caplog.text
 
 
-@pytest.mark.parametrize("backend", ["torch", "faiss"])
-@pytest.mark.parametrize("itself", [True, False])
-def test_progress_adds_up_and_moves_while_products_are_taken(backend, itself):
-    x, told = cloud("gauss", 5000, 8), []
-    own = np.arange(len(x)) if itself else None
-    nearest.nearest(x if itself else x.copy(), x, 3, own=own, backend=backend, progress=told.append)
-    assert sum(told) == pytest.approx(len(x))
-    assert max(told) <= 0.9 * len(x)
-
-
-def test_the_device_asked_for_is_the_one_searched_on():
-    x = cloud("gauss", 40, 8)
-    with pytest.raises((RuntimeError, AssertionError)):
-        nearest.nearest(x, x, 3, device="cuda:99")
-    assert finders.choose(10_000, 10_000, device="cuda:0") == ("torch", "there is a GPU")
-
-
 # --- scopes -------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,24 @@
+"""A search tells how far it is, and keeps to the device that was asked for."""
+
+import numpy as np
+import pytest
+
+from detect import finders, nearest
+
+
+@pytest.mark.parametrize("backend", ["torch", "faiss"])
+@pytest.mark.parametrize("itself", [True, False])
+def test_progress_adds_up_and_moves_while_products_are_taken(backend, itself):
+    x = np.random.default_rng(1).normal(size=(5000, 8)).astype(np.float32)
+    told: list[float] = []
+    own = np.arange(len(x)) if itself else None
+    nearest.nearest(x if itself else x.copy(), x, 3, own=own, backend=backend, progress=told.append)
+    assert sum(told) == pytest.approx(len(x))
+    assert max(told) <= 0.9 * len(x)
+
+
+def test_the_device_asked_for_is_the_one_searched_on():
+    x = np.zeros((40, 8), np.float32)
+    with pytest.raises((RuntimeError, AssertionError)):
+        nearest.nearest(x, x, 3, device="cuda:99")
+    assert finders.choose(10_000, 10_000, device="cuda:0") == ("torch", "there is a GPU")
