@@ -184,7 +184,6 @@ def save(figure: Figure, folder: Path, stem: str, formats: Sequence[str] = ("png
     with house_style():
         for path in paths:
             figure.savefig(path, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
-            figure.set_layout_engine("none")  # keep the layout, which takes long, for the next format
     return paths
 
 
