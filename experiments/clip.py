@@ -109,6 +109,7 @@ class SmallCLIP:
 
     size: side of the input image in pixels.  context_length: tokens a caption may have.
     patch: side in pixels of the patches of a Vision Transformer, which then takes the tower's place.
+    blocks: in each of the four stages of open_clip's ResNet (RN50 has 3, 4, 6, 3), a quarter as wide, likewise.
     """
 
     kind: ClassVar[str] = "small"
@@ -122,11 +123,22 @@ class SmallCLIP:
     text_heads: int = 4
     context_length: int = 16
     patch: int | None = None
+    blocks: Sequence[int] | None = None
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
 
+    def __post_init__(self) -> None:
+        if self.patch is not None and self.blocks is not None:
+            raise ValueError(
+                f"model.patch={self.patch} asks for a Vision Transformer, model.blocks={self.blocks} for a ResNet"
+            )
+        if self.blocks is not None:
+            object.__setattr__(self, "blocks", [int(count) for count in self.blocks])
+
     @property
     def name(self) -> str:
+        if self.blocks is not None:
+            return f"{self.kind}_resnet"
         return self.kind if self.patch is None else f"{self.kind}_vit"
 
     def build(self, texts: Iterable[str]) -> TrainedModel:
@@ -150,8 +162,10 @@ class SmallCLIP:
         if self.patch is not None:
             vision = {"layers": 4, "width": 128, "head_width": 32, "image_size": self.size}
             vision["patch_size"] = self.patch
+        elif self.blocks is not None:
+            vision = {"layers": list(self.blocks), "width": 16, "head_width": 64, "image_size": self.size}
         clip = open_clip.CLIP(self.embed_dim, vision, text)
-        if self.patch is None:
+        if self.patch is None and self.blocks is None:
             clip.visual = ConvTower(self.embed_dim, self.size)
         return TrainedModel(clip.to(memory_format=torch.channels_last), tokenizer, self)
 

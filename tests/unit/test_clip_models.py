@@ -72,12 +72,19 @@ def assert_same(one, other):
         assert torch.equal(a, b)
 
 
-def test_small_clip_is_saved_and_loaded(tmp_path):
-    model = SmallCLIP(embed_dim=16, text_width=32, text_heads=2, mean=(0.5,) * 3, std=(0.25,) * 3).build(TEXTS)
+@pytest.mark.parametrize("tower", [{}, {"patch": 16}, {"blocks": OmegaConf.create([1, 1, 1, 1])}])
+def test_small_clip_is_saved_and_loaded(tower, tmp_path):
+    spec = SmallCLIP(embed_dim=16, text_width=32, text_heads=2, mean=(0.5,) * 3, std=(0.25,) * 3, **tower)
+    model = spec.build(TEXTS)
     model.save(tmp_path)
     again = TrainedModel.load(tmp_path)
     assert tuple(again.spec.mean) == (0.5,) * 3
     assert_same(model, again)
+
+
+def test_small_clip_has_one_tower():
+    with pytest.raises(ValueError, match=r"model.patch=4 .* model.blocks=\[1, 1, 1, 1\]"):
+        SmallCLIP(patch=4, blocks=[1, 1, 1, 1])
 
 
 def test_published_models_bring_their_weights_and_statistics(published, tmp_path):
