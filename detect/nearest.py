@@ -88,7 +88,7 @@ def nearest(
     where = torch.device((device or automatic()) if backend == "torch" else "cpu")
     tell = progress or (lambda done: None)
     search = Search(torch.as_tensor(base, device=where), k, memory_mb, tell)
-    asked = torch.as_tensor(queries, device=where)
+    asked = search.base if queries is base else torch.as_tensor(queries, device=where)
     selves = None if own is None else torch.as_tensor(own, device=where)
     distances = torch.empty((len(asked), k), device=where)
     indices = torch.empty((len(asked), k), dtype=torch.int64, device=where)

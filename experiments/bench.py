@@ -86,17 +86,19 @@ def best_of(rounds: int, *sides: Callable[[], Any]) -> list[float]:
     return best
 
 
-def clustered(n: int, d: int = 512, seed: int = 0) -> np.ndarray:
+def clustered(n: int, d: int = 512, seed: int = 0, device: str = "cpu") -> np.ndarray:
     """(n, d) float32 in 100 groups with 24 directions of spread each: more like embeddings than noise is."""
-    rng = np.random.default_rng(seed)
-    centres = rng.standard_normal((100, d), dtype=np.float32)
-    spread = rng.standard_normal((100, 24, d), dtype=np.float32) / 5
-    group = rng.integers(100, size=n)
-    x = centres[group] + 0.1 * rng.standard_normal((n, d), dtype=np.float32)
+    import torch
+
+    generator = torch.Generator(device).manual_seed(seed)
+    normal = functools.partial(torch.randn, generator=generator, device=device)
+    centres, spread = normal(100, d), normal(100, 24, d) / 5
+    group = torch.randint(100, (n,), generator=generator, device=device)
+    x = normal(n, d).mul_(0.1).add_(centres[group])
     for number in range(100):
-        rows = np.flatnonzero(group == number)
-        x[rows] += rng.standard_normal((len(rows), 24), dtype=np.float32) @ spread[number]
-    return x
+        rows = (group == number).nonzero().flatten()
+        x[rows] += normal(len(rows), 24) @ spread[number]
+    return x.cpu().numpy()
 
 
 # --- one batch: k-dist, LID, SLOF and DAO ------------------------------------------------------------------------

@@ -26,7 +26,7 @@ def gpu(quick: bool) -> Iterator[Ratio | Check]:
     """Is the GPU right, against this CPU, and how fast is it: checks, training, embedding, neighbours"""
     from experiments.bench_training import training
 
-    yield from neighbour_checks(*((4_000, 128) if quick else (20_000, 512)))
+    yield from neighbour_checks(*((4_000, 128) if quick else (40_000, 256)))  # tiles off the diagonal too
     yield from model_checks("cuda:0", 512 if quick else 4_096)
     yield from training(quick)
     yield from embedding_rate("cuda:0", "RN50", 224, 2_048 if quick else 16_384)
@@ -252,7 +252,7 @@ def search_rate(scope: str, n: int, d: int, k: int, peak_rate: float, batch: int
     from detect import Embeddings, NeighbourSearch, find_neighbours
 
     device = "cuda:0" if _has_gpu() else "cpu"
-    embeddings = Embeddings.of(clustered(n, d))
+    embeddings = Embeddings.of(clustered(n, d, device=device))
     search = NeighbourSearch(scope, batch, backend="torch")
     find_neighbours(Embeddings.of(clustered(4 * k, d)), k, NeighbourSearch(backend="torch"))  # warm-up
     seconds, peak = _timed(device, lambda: find_neighbours(embeddings, k, search))

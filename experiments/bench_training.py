@@ -40,7 +40,7 @@ def training(quick: bool) -> Iterator[Ratio]:
         (folder / "data").mkdir()
         data.build(folder / "data", workers)
         source = open_pairs(folder / "data")
-        settings = Training(epochs=count, batch_size=batch, warmup_epochs=0)
+        settings = Training(epochs=1000, batch_size=batch, warmup_epochs=0)  # more than is looked at
         run = _Run(OpenCLIP("RN50").build(()), settings, source, folder, 0, "cuda:0" if cuda else "cpu")
         network = run.model.clip
         decoded = list(islice(_batches(run, workers), 3))
@@ -51,9 +51,11 @@ def training(quick: bool) -> Iterator[Ratio]:
         for first in decoded:  # warm-up: memory, kernels
             step(first)
         _peak(cuda)
-        decoding = _rate(_batches(run, workers), count, batch, lambda _: None, cuda)
+        # What was decoded while nobody took anything does not count. (A CPU's model takes less than any decoding.)
+        ahead = 5 * workers
+        decoding = _rate(_batches(run, workers), count, batch, lambda _: None, cuda, skip=ahead)
         model, memory = _rate(cycle(decoded), count, batch, step, cuda), _peak(cuda)
-        both = _rate(_batches(run, workers), count, batch, step, cuda)
+        both = _rate(_batches(run, workers), count, batch, step, cuda, skip=ahead if cuda else 1)
         run.optimiser.state.clear()  # else its memory would be counted as open_clip's
         plain, memory_of_plain = _rate(cycle(decoded), count, batch, _open_clips_step(run), cuda), _peak(cuda)
         on_gpu = jpeg_rate(jpegs(folder / "shards", batch), "cuda:0", count) if cuda else None
@@ -81,11 +83,14 @@ def _batches(run: Any, workers: int) -> Iterator[Any]:
     return load(run.steps(early=False), 0, workers, pin=run.device.startswith("cuda"))
 
 
-def _rate(batches: Iterator[Any], count: int, size: int, work: Callable[[Any], None], cuda: bool) -> float:
-    """Samples a second over `count` batches; the first, with which the processes start, is not timed."""
+def _rate(
+    batches: Iterator[Any], count: int, size: int, work: Callable[[Any], None], cuda: bool, skip: int = 1
+) -> float:
+    """Samples a second over `count` batches; the first `skip`, with which the processes start, are not timed."""
     import torch
 
-    work(next(batches))
+    for batch in islice(batches, skip):
+        work(batch)
     if cuda:
         torch.cuda.synchronize()
     begin = time.perf_counter()

@@ -185,10 +185,10 @@ def test_approximate_backends_serve_the_table_and_its_recall_is_kept(backend, tm
 def test_the_choice_of_a_backend_is_told_with_its_reason(caplog, monkeypatch):
     x = cloud("gauss", 60, 8)
     monkeypatch.setattr(finders, "fast_bfloat16", lambda device: False)
-    assert finders.choose(10_000, 10_000, itself=False)[0] == "faiss"
-    assert finders.choose(10_000, 10_000, itself=True)[0] == "torch"
+    assert finders.choose(10_000, 10_000, itself=False, device="cpu")[0] == "faiss"
+    assert finders.choose(10_000, 10_000, itself=True, device="cpu")[0] == "torch"
     with caplog.at_level("INFO", logger="detect"):
-        find_neighbours(Embeddings.of(x), 3, NeighbourSearch())
+        find_neighbours(Embeddings.of(x), 3, NeighbourSearch(), device="cpu")
     assert "backend torch" in caplog.text
     assert "each product serves the rows and the columns of its tile" in caplog.text
 
