@@ -300,7 +300,8 @@ def seeds(rows: pd.DataFrame) -> Figure | None:
 
 @styled
 def cost(rows: pd.DataFrame) -> Figure | None:
-    """Seconds that a detector takes for the data set, beside its mean AUROC; without what several of them share."""
+    """What a detector takes for the data set, in seconds and (where it was measured) memory, beside its mean AUROC;
+    without what several of them share."""
     chosen = usual(rows)
     chosen = chosen[_headline(chosen) & (chosen["status"] == "ok")]
     if chosen["detector"].nunique() < 2:
@@ -308,18 +309,24 @@ def cost(rows: pd.DataFrame) -> Figure | None:
     detectors = _detectors(chosen)
     note = "once the neighbours are searched and the views embedded, which one run does once for all detectors"
     real = chosen[~chosen["case"].map(is_control_case) & ~(chosen["asr"] < EMBEDDED_AT)]
-    size, margins = (2.9, 0.2 * len(detectors) + 0.15), (1.55, 0.15, 0.62, 0.82)
-    figure, (panels,) = style.panels(1, 2, size, margins, (0.2, 0), sharey=True)
-    for place, detector in enumerate(detectors):
-        value = float(chosen.loc[chosen["detector"] == detector, "seconds"].median())
-        panels[0].plot([value], [place], "o", color=detector_colour(detector, detectors), markersize=7)
-        panels[0].annotate(
-            f"{value:.3g}", (value, place), (7, 0), textcoords="offset points", fontsize=7.5, va="center"
-        )
-    panels[0].set(xscale="log", xlabel="seconds (median)")
-    panels[0].xaxis.set_major_formatter("{x:,g}")
-    panels[0].minorticks_off()
-    panels[0].margins(x=0.25)
+    costs = {"seconds": "seconds (median)"}
+    if "memory_mb" in chosen and (chosen["memory_mb"] > 0).any():
+        costs["memory_mb"] = "memory at its peak, MB (median)"
+    size, margins = (2.9 if len(costs) == 1 else 2.3, 0.2 * len(detectors) + 0.15), (1.55, 0.15, 0.62, 0.82)
+    figure, (panels,) = style.panels(1, len(costs) + 1, size, margins, (0.2, 0), sharey=True)
+    for axes, (column, label) in zip(panels, costs.items(), strict=False):
+        for place, detector in enumerate(detectors):
+            value = float(chosen.loc[chosen["detector"] == detector, column].median())
+            if not value > 0:  # not measured, or within what the process held anyway
+                continue
+            axes.plot([value], [place], "o", color=detector_colour(detector, detectors), markersize=7)
+            axes.annotate(
+                f"{value:.3g}", (value, place), (7, 0), textcoords="offset points", fontsize=7.5, va="center"
+            )
+        axes.set(xscale="log", xlabel=label)
+        axes.xaxis.set_major_formatter("{x:,g}")
+        axes.minorticks_off()
+        axes.margins(x=0.25)
     samples = int(chosen["n"].max()) if chosen["n"].notna().any() else 0
     for place, detector in enumerate(detectors):
         done = real.loc[real["detector"] == detector, "auroc"].dropna().to_numpy()
@@ -327,7 +334,7 @@ def cost(rows: pd.DataFrame) -> Figure | None:
         panels[-1].plot(done, np.full(len(done), place), "o", color=colour, markersize=3.5, alpha=0.5)
         if len(done):
             panels[-1].plot([np.mean(done)] * 2, [place - 0.3, place + 0.3], color=colour, linewidth=2.2)
-    panels[-1].set(xlabel="AUROC", xlim=(-0.03, 1.03), title="AUROC: attacks and seeds (dots), mean (bar)")
+    panels[-1].set(xlabel="AUROC", xlim=(-0.03, 1.03), title="attacks and seeds (dots), mean (bar)")
     panels[-1].axvline(0.5, color=GREY, linewidth=0.8, linestyle=":")
     panels[0].set_yticks(range(len(detectors)), labels=[_marked(name) for name in detectors])
     panels[0].set_ylim(len(detectors) - 0.5, -0.5)

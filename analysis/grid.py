@@ -162,7 +162,7 @@ def aggregate(table: pd.DataFrame, cells: Sequence[StoredCell]) -> pd.DataFrame:
             for column in shared:
                 if len({record[column] for record in same if not pd.isna(record[column])}) == 1:
                     row[column] = same[0][column]
-            for measure in (*MEASURES, "seconds"):
+            for measure in (*MEASURES, "seconds", "memory_mb"):
                 row[measure], row[f"{measure}_std"] = _mean_and_std([record[measure] for record in done])
             interval = bootstrap_auroc([cells[record["place"]] for record in done]) if done else None
             row["auroc_low"], row["auroc_high"] = (interval.low, interval.high) if interval else (np.nan, np.nan)

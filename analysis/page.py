@@ -33,7 +33,7 @@ POINTS = 4000  # in the 2-D view
 THUMBNAIL = 96  # pixels at most
 COLUMNS = (
     "detector", "attack", "side", "seed", "auroc", "auprc", "fpr95", "recall_at_1pct", "k", "scope", "scope_size",
-    "modality", "rate", "n_poison", "zero_shot_top1", "asr", "seconds", "status",
+    "modality", "rate", "n_poison", "zero_shot_top1", "asr", "seconds", "memory_mb", "status",
 )  # fmt: skip
 
 

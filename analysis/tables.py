@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 LEADING = (
     "attack", "detector", "normalise", "scope", "scope_size", "modality", "k", "seed", "n", "n_poison",
     "auroc", "auprc", "fpr95", "recall_at_1pct", "recall_at_5pct", "recall_at_10pct",
-    "zero_shot_top1", "asr", "embedded", "seconds", "status", "error",
+    "zero_shot_top1", "asr", "embedded", "seconds", "memory_mb", "status", "error",
 )  # fmt: skip
 MEASURES = {
     "auroc": "AUROC",
@@ -36,7 +36,7 @@ def frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     table = pd.DataFrame(list(rows))
     rest = [column for column in table.columns if column not in LEADING]
     table = table.reindex(columns=[*LEADING, *rest])
-    numbers = [*MEASURES, "zero_shot_top1", "asr", "seconds"]
+    numbers = [*MEASURES, "zero_shot_top1", "asr", "seconds", "memory_mb"]
     table[numbers] = table[numbers].apply(pd.to_numeric, errors="coerce")
     table["status"] = table["status"].fillna("ok")
     return table

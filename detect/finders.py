@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from detect.products import among_themselves, extend, width
+from detect.products import among_themselves, extend, tile_side, width
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,10 +84,13 @@ _Blocks = Iterator[tuple[int, int, Listed]]
 
 
 def _by_products(search: Search, selves: bool) -> Callable[[Tensor], _Blocks]:
-    half = fast_bfloat16(search.base.device.type) and search.d >= 64
+    kind = search.base.device.type
+    half = fast_bfloat16(kind) and search.d >= 64
+    # One tile has nothing to mirror; on a GPU the plain way is then 2.5 times as fast (batches of 2,048 x 1024).
+    tiles = kind == "cpu" or len(search.base) > tile_side(kind)
 
     def blocks(asked: Tensor) -> _Blocks:
-        if selves and asked.data_ptr() == search.base.data_ptr() and len(asked) == len(search.base):
+        if selves and tiles and asked.data_ptr() == search.base.data_ptr() and len(asked) == len(search.base):
             return _mirrored(search, half)
         return (_in_bfloat16 if half else _in_float32)(search, selves, asked)
 

@@ -60,6 +60,11 @@ def width(d: int) -> int:
     return -(-(d + 2 * PIECES) // 32) * 32
 
 
+def tile_side(device: str) -> int:
+    """Rows and columns of a tile, at least, on a kind of device."""
+    return TILE if device == "cpu" else 8 * TILE
+
+
 def among_themselves(base: Tensor, centre: Tensor, wanted: int, dtype: Any, tell: Callable[[float], Any]) -> Among:
     """Candidates of every row of `base` (n, d) among all of them, from products in `dtype`.
 
@@ -89,7 +94,7 @@ def among_themselves(base: Tensor, centre: Tensor, wanted: int, dtype: Any, tell
         left[:, d + PIECES : d + 2 * PIECES] = -right[rows, d : d + PIECES]
         return left @ right[columns].T
 
-    step = -(-max(TILE if device.type == "cpu" else 8 * TILE, 2 * wanted) // GROUP) * GROUP
+    step = -(-max(tile_side(device.type), 2 * wanted) // GROUP) * GROUP
     count = max(1, padded // step)
     parts = [slice(step * i, step * (i + 1) if i + 1 < count else padded) for i in range(count)]
     best = _Best(padded, wanted, device)

@@ -158,7 +158,13 @@ class SmallCLIP:
             "heads": self.text_heads,
             "layers": self.text_layers,
         }
-        vision = {"image_size": 32, "layers": 1, "width": 64, "head_width": 64, "patch_size": 32}  # a placeholder
+        vision: dict[str, Any] = {
+            "image_size": 32,
+            "layers": 1,
+            "width": 64,
+            "head_width": 64,
+            "patch_size": 32,
+        }  # a placeholder
         if self.patch is not None:
             vision = {"layers": 4, "width": 128, "head_width": 32, "image_size": self.size}
             vision["patch_size"] = self.patch

@@ -51,10 +51,14 @@ class Finding:
 
 @dataclass
 class DamageReport:
-    """Findings of a whole data set; `total` counts the samples looked at, good, bad and lost."""
+    """Findings of a whole data set; `total` counts the samples looked at, good, bad and lost.
+
+    decoded: whether every image was tried, or only the lists of the shards' files were read.
+    """
 
     total: int = 0
     findings: list[Finding] = field(default_factory=list)
+    decoded: bool = True
 
     def add(self, total: int, findings: Iterable[Finding]) -> None:
         self.total += total
@@ -78,7 +82,8 @@ class DamageReport:
 
     def __str__(self) -> str:
         if not self.bad:
-            return f"all {self.total:,} samples are sound"
+            sound = f"all {self.total:,} samples are sound"
+            return sound if self.decoded else f"{sound} as far as the shards tell; no image was decoded"
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in self.counts().items())
         return f"{self.bad:,} of {self.total:,} samples left out ({self.share:.2%}): {kinds}"
 

@@ -140,6 +140,7 @@ class Evaluation:
         ids, truth = np.asarray(self.study.pairs.ids), self.study.truth
         values = np.load(scored.path / "scores.npy")
         row = self.row(variant) | {"status": "ok", "error": "", "seconds": scored.seconds}
+        row["memory_mb"] = scored.facts.get("memory_mb")
         row |= {"auroc": math.nan, "auprc": math.nan, "fpr95": math.nan}
         if 0 < truth.sum() < len(truth):
             metrics = evaluate(Scores(ids, values), truth)

@@ -132,7 +132,7 @@ class Shards:
             raise ValueError(f"data.shards={self.shards!r} holds no usable sample: {findings[:3]}")
         labels, classes = self._held_out(ids[rows], table["caption"].take(pa.array(rows)).to_pylist())
         table = table.take(pa.array(rows))
-        report = DamageReport()
+        report = DamageReport(decoded=self.check)
         report.add(*_within(findings, chosen, samples))
         bad = self._check_images(folder, urls, table, labels, report, workers, progress)
         report.settle(folder, self.max_bad)

@@ -30,6 +30,8 @@ from experiments import distributed
 
 log = logging.getLogger(__name__)
 
+Make = Callable[[Path], Mapping[str, Any] | None]
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -61,6 +63,7 @@ class Entry:
     path: Path
     reused: bool
     seconds: float  # what computing it took, when it was computed
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what `make` told of it
 
 
 class Store:
@@ -75,8 +78,10 @@ class Store:
     def has(self, stage: Stage) -> bool:
         return self.path(stage).is_dir()
 
-    def get(self, stage: Stage, make: Callable[[Path], None], *, collective: bool = False) -> Entry:
+    def get(self, stage: Stage, make: Make, *, collective: bool = False) -> Entry:
         """Return the stage's result, computing it with `make(folder)` if no one has yet.
+
+        What `make` returns, if anything, is kept as the entry's facts.
 
         A failed or killed `make` leaves its `.partial` folder, and the next one is given the same folder.
         With `collective`, every process of a distributed run enters `make`; otherwise rank 0 alone does.
@@ -105,11 +110,11 @@ class Store:
                 earlier = _read_seconds(partial)
                 begin = time.perf_counter()
                 try:
-                    make(partial)
+                    facts = make(partial)
                 finally:
                     # A killed run keeps the time it had noted at its last checkpoint, if any.
                     _write_seconds(partial, earlier + time.perf_counter() - begin)
-                self._publish(stage, partial, final)
+                self._publish(stage, partial, final, facts or {})
         except Exception as error:
             if not collective:  # the others wait for the outcome, and take up the next stage together
                 distributed.broadcast(f"{type(error).__name__}: {error}")
@@ -119,7 +124,7 @@ class Store:
         distributed.broadcast(None)
         return self._entry(stage, reused=not must_build)
 
-    def _publish(self, stage: Stage, partial: Path, final: Path) -> None:
+    def _publish(self, stage: Stage, partial: Path, final: Path, facts: Mapping[str, Any]) -> None:
         seconds = _read_seconds(partial)
         (partial / ".seconds").unlink(missing_ok=True)
         meta = {
@@ -129,6 +134,7 @@ class Store:
             "config": stage.config,
             "inputs": dict(stage.inputs),
             "seconds": round(seconds, 3),
+            "facts": dict(facts),
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             **_provenance(),
         }
@@ -137,8 +143,8 @@ class Store:
 
     def _entry(self, stage: Stage, reused: bool) -> Entry:
         path = self.path(stage)
-        seconds = json.loads((path / "meta.json").read_text())["seconds"]
-        return Entry(stage.name, stage.key, path, reused, seconds)
+        meta = json.loads((path / "meta.json").read_text())
+        return Entry(stage.name, stage.key, path, reused, meta["seconds"], meta.get("facts", {}))
 
     def __str__(self) -> str:
         size = 0

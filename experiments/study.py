@@ -26,9 +26,10 @@ from detect.views import VIEWS
 from experiments import distributed
 from experiments.data_damage import LIST
 from experiments.evalset_folders import Builtin
+from experiments.memory import peak_memory
 from experiments.pairs import ArrayPairs, KeptPairs, natural_ids, open_pairs, open_test
 from experiments.progress import bar
-from experiments.store import Entry, Stage, Store, file_digest
+from experiments.store import Entry, Make, Stage, Store, file_digest
 from experiments.trained import Trained
 
 log = logging.getLogger(__name__)
@@ -231,20 +232,23 @@ class Study:
             if "views" in detector.needs:
                 _ = self.views_entry
 
-        def make(folder: Path) -> None:
-            if table is not None:
-                values = detector.score_neighbours(table, self.evidence(detector))
-            else:
-                values = detector.score(self.evidence(detector))
+        def make(folder: Path) -> dict[str, Any]:
+            evidence = self.evidence(detector)
+            with peak_memory(self.device) as peak:
+                if table is not None:
+                    values = detector.score_neighbours(table, evidence)
+                else:
+                    values = detector.score(evidence)
             if values.shape != (len(self.pairs),) or not np.isfinite(values).all():
                 raise RuntimeError(f"{variant[0]} gave {values.shape} scores, or some that are not finite")
             np.save(folder / "scores.npy", values)
+            return {"memory_mb": peak.megabytes}
 
         return self.get(stage, make, quiet=True)
 
     # --- what the stages share ----------------------------------------------------------------------------
 
-    def get(self, stage: Stage, make: Callable[[Path], None], *, collective: bool = False,
+    def get(self, stage: Stage, make: Make, *, collective: bool = False,
              quiet: bool = False) -> Entry:  # fmt: skip
         if not quiet and not self.store.has(stage):
             log.info("%-10s computing", stage.name)

@@ -129,7 +129,7 @@ class Tracker:
 
     def _record_cell(self, cell: Cell) -> None:
         row = {name: value for name, value in cell.row.items() if not _missing(value)}
-        results = {*MEASURES, "seconds", "zero_shot_top1", "asr", "status", "error"}
+        results = {*MEASURES, "seconds", "memory_mb", "zero_shot_top1", "asr", "status", "error"}
         run = self._open(
             name=f"{row['attack']}-{_label(row)}-seed{row.get('seed')}",
             group=str(row["attack"]),
@@ -168,7 +168,7 @@ def summary(result: RunResult) -> dict[str, Any]:
         if not _missing(result.facts.get(name)):
             values[name] = result.facts[name]
     for cell in result.cells:
-        for measure in (*MEASURES, "seconds"):
+        for measure in (*MEASURES, "seconds", "memory_mb"):
             if not _missing(cell.row.get(measure)):
                 values[f"{measure}/{_label(cell.row)}"] = cell.row[measure]
     values["cells_failed"] = sum(cell.row.get("status", "ok") != "ok" for cell in result.cells)

@@ -125,7 +125,8 @@ def example_result(
                 **{key: value for key, value in facts.items() if key != "target"},
                 "detector": name, "normalise": normalise, "scope": "batch", "scope_size": 2048,
                 "modality": "image", "k": 32, "embedded": asr is not None and asr >= 0.5, "rate": rate,
-                "seconds": float(rng.uniform(0.2, 4)), "epochs": 6, "status": "ok", "error": None,
+                "seconds": float(rng.uniform(0.2, 4)), "memory_mb": 12.5, "epochs": 6, "status": "ok",
+                "error": None,
                 **changes,
             }  # fmt: skip
             if name == failed:

@@ -42,11 +42,13 @@ def test_second_get_reuses(tmp_path):
     def make(folder):
         made.append(folder)
         (folder / "result").write_text("7")
+        return {"memory_mb": 5.5}
 
     first, second = store.get(stage(), make), store.get(stage(), make)
     assert len(made) == 1
     assert (first.reused, second.reused) == (False, True)
     assert (second.path / "result").read_text() == "7"
+    assert second.facts == first.facts == {"memory_mb": 5.5}
     meta = json.loads((second.path / "meta.json").read_text())
     assert meta["config"] == {"lr": 0.1}
     assert meta["inputs"] == {"data": "abc"}
