@@ -1,6 +1,9 @@
 """Scan, look, clean, rescan on tiny data; parts of a scan against the whole; inversion; clean and retrain."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,7 @@ from experiments import config as schema
 from experiments.shapes_export import Export
 from experiments.study import Study
 
+ROOT = Path(__file__).parents[2]
 TINY = [
     "data.pairs=400", "data.test_per_class=8", "data.classes=4", "train.epochs=1",
     "scale.attacks.badnets.rate=0.05", "train.batch_size=100", "neighbours.batch_size=100", "scale.k=8",
@@ -37,7 +41,7 @@ def do(store, tmp_path_factory):
     schema.register()
 
     def done(*overrides):
-        with initialize_config_dir(str(Path(__file__).parents[2] / "conf"), version_base="1.3"):
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             config = compose("config", [f"runtime.store={store}", *overrides])
         folder = tmp_path_factory.mktemp("run")
         perform(config.task, Study(config), folder)
@@ -95,6 +99,22 @@ def test_parts_give_the_scores_of_the_whole(do, shards, model, store):
     assert merged["id"].is_unique
     assert sorted(merged["shard"].unique()) == [f"{number:05d}.tar" for number in range(4)]
     assert merged["key"].notna().all()
+
+
+@pytest.mark.slow
+def test_two_processes_scan_as_one(do, shards, model, tmp_path):
+    given = [*SHARDS, f"data.shards={shards}", "model=trained", f"model.folder={model}"]
+    alone = pd.read_parquet(do(*given, f"runtime.store={tmp_path}/alone") / "scores.parquet")
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
+            str(ROOT / "run.py"), *given, f"runtime.store={tmp_path}/store", f"hydra.run.dir={tmp_path}/run",
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "run" / "scores.parquet"), alone)
+    assert (tmp_path / "run" / "suspects.html").exists()
 
 
 def test_clean_writes_shards_that_scan_again_without_the_suspects(do, shards, model, tmp_path):
