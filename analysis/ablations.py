@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis import style
-from analysis.grid import along, case_label, case_order, is_control_case, usual
+from analysis.grid import along, case_label, case_order, is_control_case, studies, usual
 from analysis.style import (
     CONTROLS,
     FAINT,
@@ -133,11 +133,16 @@ def _mark_poisons(axes: Axes, count: float, values: np.ndarray) -> None:
 @styled
 def categorical(rows: pd.DataFrame, column: str) -> Figure | None:
     """AUROC for each value of a category: a dot per value, a line between them, a panel per attack."""
+    import pandas as pd
+
     if column == "normalise":
         chosen = usual(rows)
         values: list[Any] = [True, False]
     else:
-        chosen = along(rows, column) if column != "model" else usual(rows)
+        if column == "model":  # each with what is usual for itself: its training is configured otherwise
+            chosen = pd.concat([usual(part) for _, part in studies(rows)])
+        else:
+            chosen = along(rows, column)
         chosen = chosen[_headline(chosen)]
         values = list(chosen[column].dropna().drop_duplicates()) if column in chosen else []
     if (
@@ -150,8 +155,9 @@ def categorical(rows: pd.DataFrame, column: str) -> Figure | None:
     chosen = chosen[chosen.groupby("case")[column].transform("nunique") > 1]
     cases = _cases(chosen)
     detectors = _detectors(chosen)
-    size, margins = (2.45, 0.2 * len(detectors) + 0.15), (1.55, 0.15, 0.85, 0.8)
-    figure, panels = _panels(len(cases), size, margins, (0.2, 0.75), sharey=True)
+    above = 1.05 if column == "model" else 0.85  # titles may have two lines
+    size, margins = (2.45, 0.2 * len(detectors) + 0.15), (1.55, 0.15, above, 0.8)
+    figure, panels = _panels(len(cases), size, margins, (0.2, above - 0.1), sharey=True)
     # Hollow shapes, so that equal values do not hide each other.
     looks = [("o", TARGET, 6.5), ("D", POISON, 4), ("s", "#009E73", 8.5), ("^", "#CC79A7", 5)]
     names = {True: "normalised", False: "raw"}
@@ -376,8 +382,11 @@ def _title(rows: pd.DataFrame, name: str) -> str:
     """An attack's name over its panel; a control says so, and so does an attack that did not embed."""
     if is_control_case(name):
         return f"{case_label(name)} (control)"
-    embedded = not (rows["asr"].mean() < EMBEDDED_AT)  # an unknown rate counts as embedded
-    return case_label(name) + ("" if embedded else " (did not embed)")
+    rates = rows.groupby("model", sort=False)["asr"].mean()
+    failed = list(rates.index[rates < EMBEDDED_AT])  # an unknown rate counts as embedded
+    if failed and len(failed) < len(rates):
+        return f"{case_label(name)}\n(did not embed in {', '.join(failed)})"
+    return case_label(name) + (" (did not embed)" if failed else "")
 
 
 def _left_out(rows: pd.DataFrame) -> str:

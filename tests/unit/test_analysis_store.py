@@ -225,6 +225,12 @@ def test_figures_exist_when_their_cells_do(small):
     assert ablations.numeric(other_k, "k") is None
 
 
+def test_architectures_stand_side_by_side_although_their_trainings_are_configured_otherwise(cells):
+    table = cell_frame(cells)
+    figure = ablations.categorical(table.assign(train_variant=table["model"]), "model")
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["BadNets"]
+
+
 def test_panels_say_what_is_a_control_and_what_did_not_embed(small):
     titles = [axes.get_title(loc="left") for axes in ablations.categorical(small, "normalise").axes]
     expected = [
