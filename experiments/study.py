@@ -60,6 +60,11 @@ class Study:
         self.eval = instantiate(config.eval)
         self.model_spec = instantiate(config.model)
         self.training = instantiate(config.train)
+        for name, chosen in config.detector.items():
+            if "_target_" not in chosen:
+                raise ValueError(
+                    f"detector.{name} has settings but was not chosen; add it: 'detector=[...,{name}]'"
+                )
         self.detectors: dict[str, Detector] = {
             name: instantiate(chosen) for name, chosen in config.detector.items()
         }

@@ -126,6 +126,10 @@ def test_runtime_settings_are_no_part_of_a_key(first, configure):
         (["detector.slof.k=200"], r"detector\.slof\.k must be below .*\(200\), got 200"),
         (["neighbours.scope=batches"], r"scope must be one of full, batch, reference, got 'batches'"),
         (["train.lr=0"], r"train\.lr must be above 0, got 0"),
+        (
+            ["+detector.abl.early=9"],
+            r"detector.abl has settings but was not chosen; .*'detector=\[...,abl\]'",
+        ),
         (["train_on=nothing"], r"train_on must be poisoned or clean, got 'nothing'"),
         (["model.size=64"], r"model\.size and data\.size must agree, got 64 and 32"),
     ],
