@@ -158,18 +158,13 @@ class SmallCLIP:
             "heads": self.text_heads,
             "layers": self.text_layers,
         }
-        vision: dict[str, Any] = {
-            "image_size": 32,
-            "layers": 1,
-            "width": 64,
-            "head_width": 64,
-            "patch_size": 32,
-        }  # a placeholder
+        # What the convolutional tower takes the place of.
+        vision: dict[str, Any] = {"layers": 1, "width": 64, "patch_size": 32, "image_size": 32}
         if self.patch is not None:
             vision = {"layers": 4, "width": 128, "head_width": 32, "image_size": self.size}
             vision["patch_size"] = self.patch
         elif self.blocks is not None:
-            vision = {"layers": list(self.blocks), "width": 16, "head_width": 64, "image_size": self.size}
+            vision = {"layers": list(self.blocks), "width": 16, "image_size": self.size}
         clip = open_clip.CLIP(self.embed_dim, vision, text)
         if self.patch is None and self.blocks is None:
             clip.visual = ConvTower(self.embed_dim, self.size)
