@@ -313,7 +313,7 @@ def cost(rows: pd.DataFrame) -> Figure | None:
     if chosen["detector"].nunique() < 2:
         return None
     detectors = _detectors(chosen)
-    note = "once the neighbours are searched and the views embedded, which one run does once for all detectors"
+    note = "without the neighbour search and the views, which one run does once for all detectors"
     real = chosen[~chosen["case"].map(is_control_case) & ~(chosen["asr"] < EMBEDDED_AT)]
     costs = {"seconds": "seconds (median)"}
     if "memory_mb" in chosen and (chosen["memory_mb"] > 0).any():
@@ -326,9 +326,8 @@ def cost(rows: pd.DataFrame) -> Figure | None:
             if not value > 0:  # not measured, or within what the process held anyway
                 continue
             axes.plot([value], [place], "o", color=detector_colour(detector, detectors), markersize=7)
-            axes.annotate(
-                f"{value:.3g}", (value, place), (7, 0), textcoords="offset points", fontsize=7.5, va="center"
-            )
+            text = f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+            axes.annotate(text, (value, place), (7, 0), textcoords="offset points", fontsize=7.5, va="center")
         axes.set(xscale="log", xlabel=label)
         axes.xaxis.set_major_formatter("{x:,g}")
         axes.minorticks_off()
@@ -340,12 +339,14 @@ def cost(rows: pd.DataFrame) -> Figure | None:
         panels[-1].plot(done, np.full(len(done), place), "o", color=colour, markersize=3.5, alpha=0.5)
         if len(done):
             panels[-1].plot([np.mean(done)] * 2, [place - 0.3, place + 0.3], color=colour, linewidth=2.2)
-    panels[-1].set(xlabel="AUROC", xlim=(-0.03, 1.03), title="attacks and seeds (dots), mean (bar)")
+    panels[-1].set(xlabel="AUROC", xlim=(-0.03, 1.03), title="dots: attacks, seeds; bar: mean")
     panels[-1].axvline(0.5, color=GREY, linewidth=0.8, linestyle=":")
     panels[0].set_yticks(range(len(detectors)), labels=[_marked(name) for name in detectors])
     panels[0].set_ylim(len(detectors) - 0.5, -0.5)
     for axes in panels:
         axes.grid(axis="y", visible=False)
+    if "memory_mb" in costs:
+        note += "; no dot: nothing beyond what was held"
     title = f"What a detector costs for {samples:,} samples, and what it finds"
     headed(figure, title, f"{note}\nattacks that did not embed and controls are left out; ‡ control")
     return figure
