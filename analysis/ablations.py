@@ -75,7 +75,8 @@ def numeric(rows: pd.DataFrame, axis: str) -> Figure | None:
     cases = _cases(chosen)
     if not cases:
         return None
-    figure, panels = _panels(len(cases), (2.7, 2.5), (0.6, 1.5, 0.62, 0.86), (1.55, 0.75), sharey=True)
+    width, bottom = (4.4, 1.2) if len(cases) == 1 else (2.7, 0.95)  # room for the note below
+    figure, panels = _panels(len(cases), (width, 2.5), (0.6, 1.5, 0.62, bottom), (1.55, 0.75), sharey=True)
     crosses = False
     labels: list[list[tuple[float, str, dict[str, Any]]]] = []
     for axes, name in zip(panels, cases, strict=False):
