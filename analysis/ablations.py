@@ -7,13 +7,24 @@ hatched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from analysis import style
-from analysis.grid import along, case_label, case_order, is_control_case, studies, usual
+from analysis.grid import along, case_order, is_control_case, studies, usual
+from analysis.many_panels import (
+    PANELS,
+    case_panels,
+    detectors_of,
+    headline,
+    left_out,
+    marked,
+    mean_auroc,
+    panel_title,
+    shown_cases,
+)
 from analysis.style import (
     CONTROLS,
     FAINT,
@@ -49,7 +60,6 @@ CATEGORICAL = {
     "convention": "published definitions against the paper's code",
     "model": "architectures",
 }
-PANELS = 16  # at most so many attacks in one figure
 
 
 def figures() -> dict[str, Callable[[pd.DataFrame], Figure | None]]:
@@ -69,33 +79,33 @@ def numeric(rows: pd.DataFrame, axis: str) -> Figure | None:
     """
     free = ("scope_size", "scope") if axis == "scope_size" else (axis,)
     chosen = usual(rows, free) if all(name in rows for name in free) else rows.iloc[:0]
-    chosen = chosen[chosen[axis].notna() & _headline(chosen)] if len(chosen) else chosen
+    chosen = chosen[chosen[axis].notna() & headline(chosen)] if len(chosen) else chosen
     if len(chosen):  # a detector with one value only has nothing to show here
         chosen = chosen[chosen.groupby(["case", "detector"])[axis].transform("nunique") > 1]
-    cases = _cases(chosen)
+    cases = shown_cases(chosen)
     if not cases:
         return None
     width, bottom = (4.4, 1.2) if len(cases) == 1 else (2.7, 0.95)  # room for the note below
-    figure, panels = _panels(len(cases), (width, 2.5), (0.6, 1.5, 0.62, bottom), (1.55, 0.75), sharey=True)
+    figure, panels = case_panels(len(cases), (width, 2.5), (0.6, 1.5, 0.62, bottom), (1.55, 0.75), sharey=True)
     crosses = False
     labels: list[list[tuple[float, str, dict[str, Any]]]] = []
     for axes, name in zip(panels, cases, strict=False):
         of_case = chosen[chosen["case"] == name]
         values = np.sort(of_case[axis].unique()).astype(float)
         ends: list[tuple[float, str, dict[str, Any]]] = []
-        for detector in _detectors(of_case):
+        for detector in detectors_of(of_case):
             same = of_case[of_case["detector"] == detector]
             groups = same[same["status"] == "ok"].groupby(axis)["auroc"]
             mean, spread = groups.mean(), groups.std(ddof=1).fillna(0)
             x = mean.index.to_numpy(float)
-            look = detector_line(detector, _detectors(rows))
+            look = detector_line(detector, detectors_of(rows))
             axes.plot(x, mean, marker="o", markersize=4, **look)
             axes.fill_between(x, mean - spread, mean + spread, color=look["color"], alpha=0.15, linewidth=0)
             if len(mean):
-                ends.append((float(mean.iloc[-1]), _marked(detector), look))
+                ends.append((float(mean.iloc[-1]), marked(detector), look))
             holes = np.setdiff1d(values, x)  # drawn in axes coordinates, so that they move no limit
             crosses |= bool(len(holes))
-            place = 0.02 + 0.025 * _detectors(of_case).index(detector)
+            place = 0.02 + 0.025 * detectors_of(of_case).index(detector)
             foot = axes.get_xaxis_transform()
             axes.plot(holes, [place] * len(holes), "x", color=look["color"], markersize=4, transform=foot)
         if axis == "k" and "poisons_per_scope" in of_case and of_case["poisons_per_scope"].notna().any():
@@ -105,7 +115,7 @@ def numeric(rows: pd.DataFrame, axis: str) -> Figure | None:
         axes.minorticks_off()
         axes.set_xticks(values, labels=[_tick(value, axis) for value in values])
         axes.tick_params(axis="x", labelsize=7.5, rotation=0 if len(values) < 6 else 45)
-        axes.set(title=_title(of_case, name), xlabel=NUMERIC[axis])
+        axes.set(title=panel_title(of_case, name), xlabel=NUMERIC[axis])
         axes.axhline(0.5, color=GREY, linewidth=0.8, linestyle=":")
         labels.append(ends)
     low = min(0.42, *(axes.dataLim.y0 - 0.04 for axes in panels))
@@ -114,7 +124,7 @@ def numeric(rows: pd.DataFrame, axis: str) -> Figure | None:
         label_lines(axes, ends)
     panels[0].set_ylabel("AUROC")
     note = f"mean over seeds; band: their standard deviation; thin dotted: chance{'; x: missing cell' * crosses}"
-    headed(figure, f"AUROC by {NUMERIC[axis]}", f"{note}\n{line_note(_detectors(chosen))}")
+    headed(figure, f"AUROC by {NUMERIC[axis]}", f"{note}\n{line_note(detectors_of(chosen))}")
     return figure
 
 
@@ -144,7 +154,7 @@ def categorical(rows: pd.DataFrame, column: str) -> Figure | None:
             chosen = pd.concat([usual(part) for _, part in studies(rows)])
         else:
             chosen = along(rows, column)
-        chosen = chosen[_headline(chosen)]
+        chosen = chosen[headline(chosen)]
         values = list(chosen[column].dropna().drop_duplicates()) if column in chosen else []
     if (
         len(values) < 2
@@ -154,11 +164,11 @@ def categorical(rows: pd.DataFrame, column: str) -> Figure | None:
         return None
     # An attack with one value only has nothing to show here.
     chosen = chosen[chosen.groupby("case")[column].transform("nunique") > 1]
-    cases = _cases(chosen)
-    detectors = _detectors(chosen)
+    cases = shown_cases(chosen)
+    detectors = detectors_of(chosen)
     above = 1.05 if column == "model" else 0.85  # titles may have two lines
     size, margins = (2.45, 0.2 * len(detectors) + 0.15), (1.55, 0.15, above, 0.8)
-    figure, panels = _panels(len(cases), size, margins, (0.2, above - 0.1), sharey=True)
+    figure, panels = case_panels(len(cases), size, margins, (0.2, above - 0.1), sharey=True)
     # Hollow shapes, so that equal values do not hide each other.
     looks = [("o", TARGET, 6.5), ("D", POISON, 4), ("s", "#009E73", 8.5), ("^", "#CC79A7", 5)]
     names = {True: "normalised", False: "raw"}
@@ -167,11 +177,11 @@ def categorical(rows: pd.DataFrame, column: str) -> Figure | None:
         of_case = chosen[chosen["case"] == name]
         for place, detector in enumerate(detectors):
             same = of_case[(of_case["detector"] == detector)]
-            either = _mean(same[same[column].isna()])  # a detector for which the axis makes no difference
+            either = mean_auroc(same[same[column].isna()])  # a detector for which the axis makes no difference
             if either is not None:
                 axes.plot(either, place, ".", color=GREY, markersize=7)
                 continue
-            means = [_mean(same[same[column].astype(object) == value]) for value in values]
+            means = [mean_auroc(same[same[column].astype(object) == value]) for value in values]
             known = [mean for mean in means if mean is not None]
             if known:
                 axes.plot([min(known), max(known)], [place, place], color=FAINT, linewidth=3, zorder=1)
@@ -186,8 +196,8 @@ def categorical(rows: pd.DataFrame, column: str) -> Figure | None:
             if not known:
                 axes.plot(0.02, place, "x", color=GREY, markersize=5, transform=axes.get_yaxis_transform())
         axes.axvline(0.5, color=GREY, linewidth=0.8, linestyle=":")
-        axes.set_yticks(range(len(detectors)), labels=[_marked(name) for name in detectors])
-        axes.set(title=_title(of_case, name), xlabel="AUROC")
+        axes.set_yticks(range(len(detectors)), labels=[marked(name) for name in detectors])
+        axes.set(title=panel_title(of_case, name), xlabel="AUROC")
         axes.set_xlim(-0.03, 1.03)
         axes.set_ylim(len(detectors) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
@@ -207,7 +217,7 @@ def categorical(rows: pd.DataFrame, column: str) -> Figure | None:
     top = (0.1 / figure.get_figwidth(), 1 - 0.29 / figure.get_figheight())
     figure.legend(handles=handles, loc="upper left", bbox_to_anchor=top, ncols=5, fontsize=8.5, borderaxespad=0)
     note = "mean over seeds; dotted: chance; ‡ control" + ("; x or no mark: missing cell" if crosses else "")
-    headed(figure, f"AUROC: {CATEGORICAL[column]}", note + _left_out(chosen))
+    headed(figure, f"AUROC: {CATEGORICAL[column]}", note + left_out(chosen))
     return figure
 
 
@@ -222,7 +232,7 @@ def collapse(rows: pd.DataFrame) -> Figure | None:
     if "poisons_per_scope" not in rows:
         return None
     chosen = usual(rows, free=("k", "scope_size", "scope", "rate", "attack_variant"))
-    chosen = chosen[chosen["poisons_per_scope"].notna() & (chosen["poisons_per_scope"] > 0) & _headline(chosen)]
+    chosen = chosen[chosen["poisons_per_scope"].notna() & (chosen["poisons_per_scope"] > 0) & headline(chosen)]
     chosen = chosen.assign(poisons=chosen["poisons_per_scope"].round().clip(lower=1))
     maps = []
     for (name, detector), same in chosen.groupby(["case", "detector"], sort=False):
@@ -233,7 +243,7 @@ def collapse(rows: pd.DataFrame) -> Figure | None:
     maps = sorted(maps, key=lambda item: (case_order(item[0]), detector_order(item[1])))[:PANELS]
     columns = max(same["poisons"].nunique() for _, _, same in maps)
     size = (max(1.6, 0.42 * columns), 2.3)
-    figure, panels = _panels(len(maps), size, (0.6, 0.95, 0.62, 0.75), (0.6, 0.8))
+    figure, panels = case_panels(len(maps), size, (0.6, 0.95, 0.62, 0.75), (0.6, 0.8))
     shade = None
     for axes, (name, detector, same) in zip(panels, maps, strict=False):
         x, y = np.sort(same["poisons"].unique()), np.sort(same["k"].unique())
@@ -254,7 +264,7 @@ def collapse(rows: pd.DataFrame) -> Figure | None:
         axes.set_yticks(range(len(y)), labels=[f"{value:g}" for value in y])
         axes.tick_params(labelsize=7.5)
         axes.grid(False)
-        axes.set(title=f"{_title(same, name)}, {detector_label(detector)}", xlabel="poisons in a scope")
+        axes.set(title=f"{panel_title(same, name)}, {detector_label(detector)}", xlabel="poisons in a scope")
         axes.set_ylabel("k", rotation=0, va="center")
     assert shade is not None
     width = figure.get_figwidth()
@@ -274,14 +284,14 @@ def collapse(rows: pd.DataFrame) -> Figure | None:
 def seeds(rows: pd.DataFrame) -> Figure | None:
     """Every seed's AUROC as a dot and their median as a line: how far one lucky number can lead."""
     chosen = usual(rows)
-    chosen = chosen[_headline(chosen)]
-    counts = {name: chosen.loc[chosen["case"] == name, "seed"].nunique() for name in _cases(chosen)}
+    chosen = chosen[headline(chosen)]
+    counts = {name: chosen.loc[chosen["case"] == name, "seed"].nunique() for name in shown_cases(chosen)}
     cases = [name for name, count in counts.items() if count > 1]
     if not cases:
         return None
-    detectors = _detectors(chosen)
+    detectors = detectors_of(chosen)
     size, margins = (2.45, 0.2 * len(detectors) + 0.15), (1.55, 0.85, 0.62, 0.8)
-    figure, panels = _panels(len(cases), size, margins, (0.75, 0.75), sharey=True)
+    figure, panels = case_panels(len(cases), size, margins, (0.75, 0.75), sharey=True)
     for axes, name in zip(panels, cases, strict=False):
         of_case = chosen[chosen["case"] == name]
         for place, detector in enumerate(detectors):
@@ -296,12 +306,12 @@ def seeds(rows: pd.DataFrame) -> Figure | None:
                 foot = axes.get_yaxis_transform()
                 axes.text(1.01, place, text, transform=foot, fontsize=7.5, color=GREY, va="center")
         axes.axvline(0.5, color=GREY, linewidth=0.8, linestyle=":")
-        axes.set_yticks(range(len(detectors)), labels=[_marked(name) for name in detectors])
-        axes.set(title=f"{_title(of_case, name)}, {counts[name]} seeds", xlabel="AUROC", xlim=(-0.03, 1.03))
+        axes.set_yticks(range(len(detectors)), labels=[marked(name) for name in detectors])
+        axes.set(title=f"{panel_title(of_case, name)}, {counts[name]} seeds", xlabel="AUROC", xlim=(-0.03, 1.03))
         axes.set_ylim(len(detectors) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
     note = "bar: their median; dotted: chance; ‡ control; at the right: how many seeds there are, if not all"
-    headed(figure, "AUROC of each seed (dots)", note + _left_out(chosen))
+    headed(figure, "AUROC of each seed (dots)", note + left_out(chosen))
     return figure
 
 
@@ -310,10 +320,10 @@ def cost(rows: pd.DataFrame) -> Figure | None:
     """What a detector takes for the data set, in seconds and (where it was measured) memory, beside its mean AUROC;
     without what several of them share."""
     chosen = usual(rows)
-    chosen = chosen[_headline(chosen) & (chosen["status"] == "ok")]
+    chosen = chosen[headline(chosen) & (chosen["status"] == "ok")]
     if chosen["detector"].nunique() < 2:
         return None
-    detectors = _detectors(chosen)
+    detectors = detectors_of(chosen)
     note = "without the neighbour search and the views, which one run does once for all detectors"
     real = chosen[~chosen["case"].map(is_control_case) & ~(chosen["asr"] < EMBEDDED_AT)]
     costs = {"seconds": "seconds (median)"}
@@ -342,7 +352,7 @@ def cost(rows: pd.DataFrame) -> Figure | None:
             panels[-1].plot([np.mean(done)] * 2, [place - 0.3, place + 0.3], color=colour, linewidth=2.2)
     panels[-1].set(xlabel="AUROC", xlim=(-0.03, 1.03), title="dots: attacks, seeds; bar: mean")
     panels[-1].axvline(0.5, color=GREY, linewidth=0.8, linestyle=":")
-    panels[0].set_yticks(range(len(detectors)), labels=[_marked(name) for name in detectors])
+    panels[0].set_yticks(range(len(detectors)), labels=[marked(name) for name in detectors])
     panels[0].set_ylim(len(detectors) - 0.5, -0.5)
     for axes in panels:
         axes.grid(axis="y", visible=False)
@@ -351,60 +361,3 @@ def cost(rows: pd.DataFrame) -> Figure | None:
     title = f"What a detector costs for {samples:,} samples, and what it finds"
     headed(figure, title, f"{note}\nattacks that did not embed and controls are left out; ‡ control")
     return figure
-
-
-# --- shared ---------------------------------------------------------------------------------------------------
-
-
-def _headline(rows: pd.DataFrame) -> pd.Series:
-    """Which rows are on normalised embeddings, or of a detector that is only there raw."""
-    normal = rows["normalise"].map(lambda value: value is None or value != value or bool(value)).astype(bool)
-    names = set(rows.loc[normal, "detector"])
-    return normal | ~rows["detector"].isin(names)
-
-
-def _cases(rows: pd.DataFrame) -> list[str]:
-    return sorted(rows["case"].drop_duplicates(), key=case_order)[:PANELS]
-
-
-def _detectors(rows: pd.DataFrame) -> list[str]:
-    return sorted(rows["detector"].drop_duplicates(), key=detector_order)
-
-
-def _mean(rows: pd.DataFrame) -> float | None:
-    done = rows.loc[rows["status"] == "ok", "auroc"].dropna()
-    return float(done.mean()) if len(done) else None
-
-
-def _marked(detector: str) -> str:
-    return detector_label(detector) + (" ‡" if detector in CONTROLS else "")
-
-
-def _title(rows: pd.DataFrame, name: str) -> str:
-    """An attack's name over its panel; a control says so, and so does an attack that did not embed."""
-    if is_control_case(name):
-        return f"{case_label(name)} (control)"
-    rates = rows.groupby("model", sort=False)["asr"].mean()
-    failed = list(rates.index[rates < EMBEDDED_AT])  # an unknown rate counts as embedded
-    if failed and len(failed) < len(rates):
-        return f"{case_label(name)}\n(did not embed in {', '.join(failed)})"
-    return case_label(name) + (" (did not embed)" if failed else "")
-
-
-def _left_out(rows: pd.DataFrame) -> str:
-    """Says which attacks have no panel, as there would be too many."""
-    left = sorted(rows["case"].drop_duplicates(), key=case_order)[PANELS:]
-    return f"\nno panel: {', '.join(case_label(name) for name in left)}" if left else ""
-
-
-def _panels(
-    count: int, size: tuple[float, float], margins: tuple[float, float, float, float], gaps: tuple[float, float],
-    **shared: Any,
-) -> tuple[Figure, Sequence[Axes]]:  # fmt: skip
-    """A figure with `count` panels, in as few lines of at most four as there must be, and evenly filled."""
-    lines = -(-count // 4)
-    columns = -(-count // lines)
-    figure, grid = style.panels(lines, columns, size, margins, gaps, **shared)
-    for axes in grid.ravel()[count:]:
-        axes.set_visible(False)
-    return figure, list(grid.ravel()[:count])

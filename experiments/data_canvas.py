@@ -1,7 +1,7 @@
 """Image files to canvases: any colour mode, upright, shorter side resized, centre cropped.
 
-Resize and crop are torchvision's `Resize(size, BICUBIC)` and `CenterCrop(size)`, which is open_clip's evaluation
-transform; on tensors, which takes less than half the time and agrees with Pillow's within two levels of 255.
+Resize and crop are those of torchvision's `Resize(size, BICUBIC)` and `CenterCrop(size)`, open_clip's evaluation
+transform; by torch, which takes less than half of Pillow's time and agrees with it within two levels of 255.
 """
 
 from __future__ import annotations
