@@ -7,10 +7,12 @@ and what rounding may have done to it. `detect.nearest` measures them and proves
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from detect.cells import Cells, among_cells
 from detect.products import among_themselves, extend, tile_side, width
 
 if TYPE_CHECKING:
@@ -18,11 +20,15 @@ if TYPE_CHECKING:
 
     from detect.nearest import Search
 
+log = logging.getLogger(__name__)
+
 EXACT = ("torch", "faiss")
 APPROXIMATE = ("ivf", "hnsw")
 BACKENDS = ("auto", *EXACT, *APPROXIMATE)
 SPARE = 8  # candidates beyond k in float32, so that few queries are searched twice
 SPARE_HALF = 46  # the same in bfloat16
+LEAST_ROWS = 8192  # among fewer, products of all pairs are quicker than cells
+WORTH = (0.25, 0.1)  # share of pairs up to which cells are quicker than products in float32, in bfloat16
 GROUP = 64  # columns whose minimum stands for them in the search for the smallest
 
 
@@ -98,39 +104,68 @@ def _by_products(search: Search, selves: bool) -> Callable[[Tensor], _Blocks]:
 
 
 def _mirrored(search: Search, half: bool) -> _Blocks:
-    """All rows among themselves; see `detect.products`."""
+    """All rows among themselves; see `detect.products` and, where they lie in groups, `detect.cells`."""
     import torch
 
-    dtype, rho = (torch.bfloat16, 2.0**-8) if half else (torch.float32, 2.0**-22)
-    wanted = _tried_out(search, dtype, rho)
-    if wanted > 4 * search.k + 64:  # lists so long cost more than exact products
-        dtype, rho, wanted = torch.float32, 2.0**-22, search.k + 1 + SPARE
+    n, exact = len(search.base), (torch.float32, 2.0**-22)
+    dtype, rho = (torch.bfloat16, 2.0**-8) if half else exact
+    tried = _Tried.out(search)
     products = 0.8  # of the work, about
-    found = among_themselves(
-        search.base, search.centre, min(len(search.base), wanted), dtype,
-        lambda share: search.tell(products * share * len(search.base)),
-    )  # fmt: skip
-    for begin in range(0, len(search.base), 4096):
+
+    def tell(share: float) -> None:
+        search.tell(products * share * n)
+
+    if cells := _worthwhile_cells(search, tried, dtype):
+        (_, rho), wanted = exact, min(n, tried.wanted(search, *exact))
+        found = among_cells(search, cells, wanted, tell)
+    else:
+        wanted = tried.wanted(search, dtype, rho)
+        if wanted > 4 * search.k + 64:  # lists so long cost more than exact products
+            (dtype, rho), wanted = exact, search.k + 1 + SPARE
+        found = among_themselves(search.base, search.centre, min(n, wanted), dtype, tell)
+    for begin in range(0, n, 4096):
         part = slice(begin, begin + 4096)
         listed = Listed(found.rows[part].long(), found.halves[part] * 2, rho, found.lost[part])
         listed.lost_share, listed.left = found.share * (1 + found.share), 1 - products
         yield begin, begin + len(listed.rows), listed
 
 
-def _tried_out(search: Search, dtype: Any, rho: float, size: int = 64) -> int:
-    """Candidates that nearly all rows need for the proof, tried out on some; in bfloat16 it depends on the data."""
+def _worthwhile_cells(search: Search, tried: _Tried, dtype: Any) -> Cells | None:
+    """Cells, if they spare so many pairs that going through them is quicker than products of all pairs."""
     import torch
 
-    rows = torch.linspace(0, len(search.base) - 1, min(size, len(search.base))).long().to(search.base.device)
-    asked = search.base[rows]
-    part = asked - search.centre
-    lost = lengths(part - part.to(dtype).float())
-    share = float((lost / lengths(part).clamp(min=1e-30)).max())
-    parts = [torch.cdist(part, base - search.centre).square_() for base in search.base.split(8192)]
-    true = torch.cat(parts, dim=1)  # (size, n)
-    reach = true.kthvalue(search.k + 1, dim=1).values.sqrt()
-    limit = search.limit(asked, reach, Listed(rows, true, rho, lost, share))
-    return max(search.k + 1 + SPARE, int((true <= limit[:, None]).sum(dim=1).max()) + 2)
+    if search.base.device.type != "cpu" or len(search.base) < LEAST_ROWS:
+        return None
+    cells, sample = Cells.of(search)
+    share = cells.share_left(sample, tried.rows, tried.reach, search.eps)
+    log.debug("cells leave %.3f of the pairs", share)
+    return cells if share < WORTH[dtype == torch.bfloat16] else None
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """Some rows (s, d) about the centre, squared distances to all (s, n), distance to the k-th (s,)."""
+
+    rows: Tensor
+    squares: Tensor
+    reach: Tensor
+
+    @classmethod
+    def out(cls, search: Search, size: int = 64) -> _Tried:
+        import torch
+
+        base = search.base
+        rows = base[torch.linspace(0, len(base) - 1, min(size, len(base))).long().to(base.device)] - search.centre
+        parts = [torch.cdist(rows, part - search.centre).square_() for part in base.split(8192)]
+        squares = torch.cat(parts, dim=1)
+        return cls(rows, squares, squares.kthvalue(search.k + 1, dim=1).values.sqrt())
+
+    def wanted(self, search: Search, dtype: Any, rho: float) -> int:
+        """Candidates that nearly all rows need for the proof; in bfloat16 it depends on the data."""
+        length, lost = lengths(self.rows), lengths(self.rows - self.rows.to(dtype).float())
+        share = float((lost / length.clamp(min=1e-30)).max())
+        limit = search.limit(length, self.reach, Listed(self.rows, self.squares, rho, lost, share))
+        return max(search.k + 1 + SPARE, int((self.squares <= limit[:, None]).sum(dim=1).max()) + 2)
 
 
 def _in_float32(search: Search, selves: bool, asked: Tensor) -> _Blocks:

@@ -1,9 +1,9 @@
 """The k nearest rows of a reference set, exactly: the only place with distances and with self-exclusion.
 
-Candidates come from matrix products, which are quick and inexact; then every row that could still be among the
-k nearest is measured directly, coordinate by coordinate. "Could still be" is a proof, not a guess. Let A be the
-product form of a squared distance between two rows that were rounded by at most delta in all; then the true
-distance lies within
+Candidates come from matrix products (of few pairs only, where the rows lie in groups: `detect.cells`), which are
+quick and inexact; then every row that could still be among the k nearest is measured directly, coordinate by
+coordinate. "Could still be" is a proof, not a guess. Let A be the product form of a squared distance between two
+rows that were rounded by at most delta in all; then the true distance lies within
 
     sqrt((1 - rho) A - eps) - delta   and   sqrt((1 + rho) A + eps) + delta
 
@@ -151,7 +151,8 @@ class Search:
             near, rows = _sorted(exact, listed.rows)
             return near[:, :k], rows[:, :k], near[:, k - 1].isinf()
         reach = exact[:, :first].kthvalue(k, dim=1).values
-        limit = self.limit(asked, reach, listed)
+        length = lengths(asked - self.centre)
+        limit = self.limit(length, reach, listed)
         rest = listed.approximate[:, first:] <= limit[:, None]
         rest &= ~out[:, first:]
         query, column = rest.nonzero(as_tuple=True)
@@ -161,7 +162,7 @@ class Search:
         near, rows = _sorted(exact, listed.rows)
         unsure = torch.zeros(len(asked), dtype=torch.bool, device=asked.device)
         if listed.rows.shape[1] < len(self.base):
-            unsure = listed.approximate[:, -1] <= self.limit(asked, near[:, k - 1], listed)
+            unsure = listed.approximate[:, -1] <= self.limit(length, near[:, k - 1], listed)
         return near[:, :k], rows[:, :k], unsure
 
     def among_all(self, asked: Tensor, reach: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -170,8 +171,9 @@ class Search:
 
         part = asked - self.centre
         approximate = torch.addmm(self.square[None], part, self.centred.T, alpha=-2)
-        approximate += lengths(part).square_()[:, None]
-        limit = self.limit(asked, reach, Listed(approximate, approximate))
+        length = lengths(part)
+        approximate += length.square()[:, None]
+        limit = self.limit(length, reach)
         near = torch.empty((len(asked), self.k), device=asked.device)
         rows = torch.empty((len(asked), self.k), dtype=torch.int64, device=asked.device)
         for i in range(len(asked)):
@@ -183,12 +185,14 @@ class Search:
             near[i], rows[i] = exact[: self.k], found[order[: self.k]]
         return near, rows
 
-    def limit(self, asked: Tensor, reach: Tensor, listed: Listed) -> Tensor:
-        """The largest A that a row within `reach` of the query may have; see the module's docstring."""
-        length = lengths(asked - self.centre)
+    def limit(self, length: Tensor, reach: Tensor, listed: Listed | None = None) -> Tensor:
+        """The largest A that a row within `reach` of a query may have, of queries (b,) that lie `length` from the
+        centre; from float32 products unless `listed` tells otherwise. See the module's docstring."""
         farthest = length + reach
-        delta = 0.0 if listed.lost is None else farthest * listed.lost_share + listed.lost
         eps = self.eps * (length.square() + farthest.square())
+        if listed is None:
+            return (reach.square() + eps) * (1 + 1e-6)
+        delta = 0.0 if listed.lost is None else farthest * listed.lost_share + listed.lost
         return ((reach + delta).square() + eps) / (1 - listed.rho) * (1 + 1e-6)
 
     def _measured(self, asked: Tensor, rows: Tensor) -> Tensor:

@@ -4,18 +4,33 @@ import numpy as np
 import pytest
 import torch
 
-from detect import Embeddings, KDistance, Neighbours, NeighbourSearch, find_neighbours, finders, nearest, products
+from detect import (
+    Embeddings,
+    KDistance,
+    Neighbours,
+    NeighbourSearch,
+    cells,
+    find_neighbours,
+    finders,
+    nearest,
+    products,
+)
 
-EXACT = ["float32", "bfloat16", "faiss"]
+EXACT = ["float32", "bfloat16", "cells", "faiss"]
 
 
 @pytest.fixture(params=EXACT)
 def backend(request, monkeypatch) -> str:
-    """Each exact way to search; both precisions of the products, whatever this processor prefers."""
+    """Each exact way to search: products in both precisions, whatever this processor prefers, and cells, whatever
+    they spare."""
     if request.param == "faiss":
         pytest.importorskip("faiss")
         return "faiss"
     monkeypatch.setattr(finders, "fast_bfloat16", lambda device: request.param == "bfloat16")
+    if request.param == "cells":
+        monkeypatch.setattr(finders, "LEAST_ROWS", 1)
+        monkeypatch.setattr(finders, "WORTH", (2.0, 2.0))
+        monkeypatch.setattr(cells, "FIRST", 30)
     return "torch"
 
 
@@ -122,6 +137,30 @@ def test_neighbours_are_found_when_most_queries_must_be_searched_twice(backend, 
     check(nearest.nearest(x, x, 5, own=own, backend=backend), x, x, 5, own)
     if backend == "torch" and finders.fast_bfloat16("cpu"):
         assert sum(int(unsure.sum()) for *_, unsure in again) > 150
+
+
+def test_cells_are_taken_where_they_spare_most_pairs_and_only_there(monkeypatch, caplog):
+    shares = []
+    within = cells._within
+
+    def watched(points, near, *rest):
+        shares.append(float(near.float().mean()))
+        return within(points, near, *rest)
+
+    monkeypatch.setattr(cells, "_within", watched)
+    monkeypatch.setattr(finders, "fast_bfloat16", lambda device: False)
+    monkeypatch.setattr(finders, "LEAST_ROWS", 1000)
+    for name, taken in (("clusters", True), ("gauss", False)):
+        x = cloud(name, 1500)
+        own = np.arange(len(x))
+        with caplog.at_level("DEBUG", logger="detect.finders"):
+            check(nearest.nearest(x, x, 9, own=own), x, x, 9, own)
+        assert bool(shares) == taken
+        if taken:
+            foretold = float(caplog.messages[-1].split()[2])
+            assert shares[0] == pytest.approx(foretold, abs=0.1)
+            assert shares[0] < finders.WORTH[0]
+        shares.clear()
 
 
 def test_ties_go_to_the_lower_row(backend):
