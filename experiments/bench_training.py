@@ -6,19 +6,20 @@ JPEG files of 256 pixels are drawn into tar shards, and RN50 of the paper's prot
 from __future__ import annotations
 
 import os
-import tarfile
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from experiments.bench import Ratio
+from experiments.bench import Check, Ratio
+
+if TYPE_CHECKING:
+    from experiments.data_shard_reading import ShardPairs
 
 
-def training(quick: bool) -> Iterator[Ratio]:
+def training(quick: bool) -> Iterator[Ratio | Check]:
     """Samples a second of decoding alone, of RN50's training step alone, and of the two together"""
     import torch
 
@@ -58,13 +59,10 @@ def training(quick: bool) -> Iterator[Ratio]:
         both = _rate(_batches(run, workers), count, batch, step, cuda, skip=ahead if cuda else 1)
         run.optimiser.state.clear()  # else its memory would be counted as open_clip's
         plain, memory_of_plain = _rate(cycle(decoded), count, batch, _open_clips_step(run), cuda), _peak(cuda)
-        on_gpu = jpeg_rate(jpegs(folder / "shards", batch), "cuda:0", count) if cuda else None
+        in_batches = list(batch_decoding(source, run.device, batch, count))  # type: ignore[arg-type]
     device = torch.cuda.get_device_name() if cuda else "the CPU"
     yield Ratio(f"decode, resize, crop: alone, {workers} processes", decoding, unit="/s")
-    if isinstance(on_gpu, float):
-        yield Ratio(f"decode by nvJPEG, batches of {batch}; neither resized nor cropped", on_gpu, unit="/s")
-    elif on_gpu is not None:
-        print(f"  nvJPEG: left out, as torchvision refused it ({on_gpu})")
+    yield from in_batches
     yield Ratio(
         f"RN50's step alone, batch {batch}, {'bfloat16' if run.half else 'float32'}, on {device}", model, unit="/s"
     )
@@ -112,43 +110,34 @@ def _peak(cuda: bool) -> float:
     return peak
 
 
-def jpegs(shards: Path, count: int) -> list[Any]:
-    """The first `count` JPEG files of a folder of shards, as (bytes,) uint8 tensors."""
-    import torch
+def batch_decoding(shards: ShardPairs, device: str, batch: int, rounds: int) -> Iterator[Ratio | Check]:
+    """Images a second by `runtime.decoder=torchvision` on `device`, reading them too; and are they right?"""
+    import numpy as np
 
-    found: list[Any] = []
-    for file in sorted(shards.glob("*.tar")):
-        with tarfile.open(file) as tar:
-            for member in tar:
-                if member.name.endswith(".jpg") and len(found) < count:
-                    found.append(torch.frombuffer(bytearray(tar.extractfile(member).read()), dtype=torch.uint8))  # type: ignore[union-attr]
-    return found
+    from experiments.data_jpegs import JPEGDecoder
 
-
-def jpeg_rate(files: list[Any], device: str, rounds: int) -> float | str:
-    """Files a second that torchvision decodes on `device`, all in one batch; or why it does not."""
-    import torch
-
-    try:  # deprecated in torchvision 0.29: one day it will be gone
-        from torchvision.io import ImageReadMode, decode_jpeg
-    except ImportError as error:
-        return str(error)
-
-    def decode() -> None:
-        decode_jpeg(files, mode=ImageReadMode.RGB, device=device)
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of that
-        try:
-            decode()  # warm-up
-        except RuntimeError as error:  # built without nvJPEG, or a file that it cannot read
-            return str(error).splitlines()[0]
-        begin = time.perf_counter()
-        for _ in range(rounds):
-            decode()
-    return rounds * len(files) / (time.perf_counter() - begin)
+    rows = np.arange(min(batch, len(shards)))
+    try:
+        decoder = JPEGDecoder(device)
+        decoded, left = decoder.canvases(shards.contents(rows), shards.size, shards.limits)  # warm-up
+    except (ImportError, ValueError) as error:
+        print(f"  torchvision's decoder: left out ({error})")
+        return
+    canvases = shards.images(rows)
+    there = np.setdiff1d(rows, left)
+    off = np.abs(decoded[there].astype(int) - canvases[there]).mean() if len(there) else np.inf
+    yield Check(
+        f"images decoded by torchvision on {device} against Pillow's",
+        len(left) <= len(rows) // 10 and off <= 3,
+        f"{off:.2f} of 255 off in the mean, <= 3; {len(left)} of {len(rows)} refused, <= a tenth",
+    )
+    begin = time.perf_counter()
+    for _ in range(rounds):
+        decoder.canvases(shards.contents(rows), shards.size, shards.limits)
+    rate = rounds * len(rows) / (time.perf_counter() - begin)
+    yield Ratio(
+        f"decode, resize, crop: by torchvision on {device}, one thread, batches of {len(rows)}", rate, unit="/s"
+    )
 
 
 def _open_clips_step(run: Any) -> Callable[[Any], None]:

@@ -25,7 +25,7 @@ class Neighbourhood:
 
 @dataclass
 class Runtime:
-    """Where and how to compute; never part of a stage's key."""
+    """Where and how to compute; never part of a stage's key, but for the decoder."""
 
     store: str = "store"
     device: str = "auto"
@@ -34,6 +34,9 @@ class Runtime:
     # one thread is not slowed down tenfold by whatever else a laptop does: sweeps run jobs side by side instead.
     threads: int | None = 1
     checkpoint_seconds: float = 20.0
+    # Of shards' images where they are embedded: "pillow" in `workers` processes, or "torchvision", batch by batch
+    # on the device: on a GPU by nvJPEG, for machines with few cores. Canvases differ by a few levels of 255.
+    decoder: str = "pillow"
 
 
 @dataclass

@@ -81,10 +81,7 @@ def decode(content: bytes, size: int, limits: Limits) -> Canvas:
 
 def fit(image: Image.Image, size: int) -> np.ndarray:
     """Resize the shorter side to `size` (bicubic), then crop the centre: RGB or RGBA to (size, size, 3) uint8."""
-    width, height = image.size
-    short = min(width, height)
-    wide, high = int(size * width / short), int(size * height / short)
-    left, top = round((wide - size) / 2.0), round((high - size) / 2.0)
+    high, wide, top, left = window(image.height, image.width, size)
     if image.mode == "RGBA":  # Pillow weighs pixels by their opacity
         image = image.resize((wide, high), Image.Resampling.BICUBIC)
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
@@ -96,6 +93,13 @@ def fit(image: Image.Image, size: int) -> np.ndarray:
         planes = torch.nn.functional.interpolate(planes, (high, wide), mode="bicubic", antialias=True)
         pixels = planes[0].permute(1, 2, 0).numpy()
     return pixels[top : top + size, left : left + size]
+
+
+def window(height: int, width: int, size: int) -> tuple[int, int, int, int]:
+    """Height and width to resize to, and the upper left corner of the centre crop."""
+    short = min(width, height)
+    high, wide = int(size * height / short), int(size * width / short)
+    return high, wide, round((high - size) / 2.0), round((wide - size) / 2.0)
 
 
 @functools.cache

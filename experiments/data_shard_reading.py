@@ -6,7 +6,7 @@ import json
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from experiments.data_canvas import Limits, decode
 from experiments.data_damage import Damage
+from experiments.data_jpegs import JPEGDecoder
 
 INDEX, SHARDS = "index.arrow", "shards.json"
 
@@ -107,13 +108,14 @@ class ArrowTexts(Sequence[str]):
 class ShardPairs:
     """Pairs that stay in their tar shards: random access by row, decoded on demand.
 
-    May be used from several threads, sent to other processes and used after a fork.
+    decoder: for whole batches of images, or None to decode one after the other on the CPU.
+    May be used from several threads, sent to other processes and (without a decoder on a GPU) used after a fork.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, decoder: JPEGDecoder | None = None) -> None:
         import pyarrow as pa
 
-        self.folder = Path(folder)
+        self.folder, self.decoder = Path(folder), decoder
         facts = json.loads((self.folder / SHARDS).read_text())
         self._size, self.limits = int(facts["size"]), Limits(**facts["limits"])
         with pa.memory_map(str(self.folder / INDEX)) as source:
@@ -125,7 +127,7 @@ class ShardPairs:
         self._reader = RangeReader(facts["shards"])
 
     def __reduce__(self) -> Any:
-        return ShardPairs, (str(self.folder),)
+        return ShardPairs, (str(self.folder), self.decoder)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -151,10 +153,14 @@ class ShardPairs:
         that was checked when it was indexed.
         """
         rows = np.asarray(rows)
+        contents = self.contents(rows)
         images = np.empty((len(rows), self.size, self.size, 3), dtype=np.uint8)
-        for i, content in enumerate(self.contents(rows)):
+        left: Iterable[int] = range(len(rows))
+        if self.decoder is not None:
+            images, left = self.decoder.canvases(contents, self.size, self.limits)
+        for i in left:
             try:
-                images[i] = decode(content, self.size, self.limits).image
+                images[i] = decode(contents[i], self.size, self.limits).image
             except Damage as damage:
                 raise RuntimeError(
                     f"sample {self.ids[rows[i]]} ({self.source(int(rows[i]))}) cannot be decoded: {damage}. "

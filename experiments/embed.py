@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,24 +41,31 @@ class _Slices(Dataset):
         return torch.from_numpy(rows), torch.from_numpy(self.pairs.images(rows)), tokens
 
 
-def embed(model: TrainedModel, pairs: Pairs, *, workers: int = 0, batch: int = 512) -> Embeddings:
+def embed(
+    model: TrainedModel, pairs: Pairs, *, workers: int = 0, threads: bool = False, batch: int = 512
+) -> Embeddings:
     """Un-normalised image and text embeddings of all `pairs`, (n, d) each, float32 arithmetic on CPUs.
 
     On GPUs the forward pass runs in bfloat16 and its result is stored as float32. Under torchrun each process
     embeds its own batches and all end up with the whole.
+    workers: processes that load batches; with `threads`, threads (of pairs that are decoded on a GPU). 0: none.
     """
 
     def both(rows: torch.Tensor, pixels: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return model.image(model.pixels(pixels)), model.text(tokens)
 
-    image, text = _by_row(model, pairs, both, "embed", workers, batch)
+    image, text = _by_row(model, pairs, both, "embed", workers, threads, batch)
     return Embeddings(np.asarray(pairs.ids), image, text)
 
 
 def agreement_of_views(
-    model: TrainedModel, pairs: Pairs, embeddings: Embeddings, *, workers: int = 0, batch: int = 256
-) -> np.ndarray:
-    """Cosine of every gentle view of each image with its caption, (n, views) float32, in the order of `VIEWS`."""
+    model: TrainedModel, pairs: Pairs, embeddings: Embeddings, *, workers: int = 0, threads: bool = False,
+    batch: int = 256,
+) -> np.ndarray:  # fmt: skip
+    """Cosine of every gentle view of each image with its caption, (n, views) float32, in the order of `VIEWS`.
+
+    workers, threads: as of `embed`.
+    """
     assert embeddings.text is not None
     captions = torch.from_numpy(unit(embeddings.text))
 
@@ -64,7 +74,7 @@ def agreement_of_views(
         seen = [torch.nn.functional.normalize(model.image(view(x)).float(), dim=1) for view in VIEWS.values()]
         return (torch.stack([(image * caption).sum(dim=1) for image in seen], dim=1),)
 
-    return _by_row(model, pairs, agree, "views", workers, batch)[0]
+    return _by_row(model, pairs, agree, "views", workers, threads, batch)[0]
 
 
 @torch.inference_mode()
@@ -74,14 +84,19 @@ def _by_row(
     compute: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]],
     label: str,
     workers: int,
+    threads: bool,
     batch: int,
 ) -> list[np.ndarray]:
     """What `compute` (rows, images, tokens -> tensors) gives of all batches, by row, each row asserted filled."""
     cuda = model.device.type == "cuda"
     slices = _Slices(pairs, model.tokenizer, batch)
-    loader = DataLoader(
-        slices, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None, pin_memory=cuda
-    )
+    loader: Iterable[Any]
+    if threads and workers:
+        loader = in_threads(slices.__getitem__, len(slices), workers)
+    else:
+        loader = DataLoader(
+            slices, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None, pin_memory=cuda
+        )
     whole: list[torch.Tensor] = []
     filled = torch.zeros(len(pairs), dtype=torch.int32)
     for rows, pixels, tokens in track(loader, len(slices), label, "batch"):
@@ -100,6 +115,22 @@ def _by_row(
     if not bool((filled == 1).all()):
         raise RuntimeError(f"{int((filled != 1).sum())} of {len(pairs)} rows were not computed exactly once")
     return [part.numpy() for part in whole]
+
+
+def in_threads(get: Callable[[int], Any], count: int, threads: int) -> Iterator[Any]:
+    """get(0), get(1), ... in this order, a few of them ahead, by so many threads."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[Any]] = deque()
+        try:
+            for index in range(count):
+                waiting.append(pool.submit(get, index))
+                if len(waiting) > 2 * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def save(embeddings: Embeddings, folder: Path) -> None:

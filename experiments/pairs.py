@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
+    from experiments.data_jpegs import JPEGDecoder
     from experiments.data_shard_reading import ShardPairs
 
 IMAGES, CAPTIONS, NATURAL, TEST, CLASSES = (
@@ -186,11 +187,11 @@ class TestSet:
         )  # fmt: skip
 
 
-def open_pairs(folder: str | Path) -> ArrayPairs | ShardPairs:
-    """The training pairs of a data stage, in one array or in their shards."""
+def open_pairs(folder: str | Path, decoder: JPEGDecoder | None = None) -> ArrayPairs | ShardPairs:
+    """The training pairs of a data stage, in one array or in their shards; these decoded by `decoder`, if given."""
     from experiments.data_shard_reading import INDEX, ShardPairs
 
-    return ShardPairs(folder) if (Path(folder) / INDEX).exists() else ArrayPairs.load(folder)
+    return ShardPairs(folder, decoder) if (Path(folder) / INDEX).exists() else ArrayPairs.load(folder)
 
 
 def open_test(folder: str | Path) -> TestSet:

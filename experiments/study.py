@@ -25,6 +25,7 @@ from detect import Detector, Embeddings, Evidence, LocalDetector, Neighbours, Ne
 from detect.views import VIEWS
 from experiments import distributed
 from experiments.data_damage import LIST
+from experiments.data_jpegs import JPEGDecoder
 from experiments.evalset_folders import Builtin
 from experiments.memory import peak_memory
 from experiments.pairs import ArrayPairs, KeptPairs, natural_ids, open_pairs, open_test
@@ -51,6 +52,9 @@ class Study:
         distributed.start(self.device, config.runtime.threads)
         if config.train_on not in ("poisoned", "clean"):
             raise ValueError(f"train_on must be poisoned or clean, got {config.train_on!r}")
+        if config.runtime.decoder not in ("pillow", "torchvision"):
+            raise ValueError(f"runtime.decoder must be pillow or torchvision, got {config.runtime.decoder!r}")
+        self._decoder = JPEGDecoder(self.device) if config.runtime.decoder == "torchvision" else None
         if not config.normalise:
             raise ValueError("normalise must hold at least one of true and false, got an empty list")
         self.store = Store(config.runtime.store)
@@ -183,11 +187,12 @@ class Study:
         }  # fmt: skip
 
         def make(folder: Path) -> None:
-            embeddings = embed(self.model, self.pairs, workers=self.loaders)
+            embeddings = embed(self.model, self.embedded_pairs, **self.loading)
             if distributed.is_main():
                 save(embeddings, folder)
 
-        return self.get(Stage("embed", 1, {}, inputs), make, collective=True)
+        config = {} if self.decoder is None else {"decoder": "torchvision"}
+        return self.get(Stage("embed", 1, config, inputs), make, collective=True)
 
     @property
     def views_stage(self) -> Stage:
@@ -199,7 +204,7 @@ class Study:
         from experiments.embed import agreement_of_views
 
         def make(folder: Path) -> None:
-            values = agreement_of_views(self.model, self.pairs, self.embeddings, workers=self.loaders)
+            values = agreement_of_views(self.model, self.embedded_pairs, self.embeddings, **self.loading)
             if distributed.is_main():
                 np.save(folder / "agreement.npy", values)
 
@@ -284,6 +289,23 @@ class Study:
     def loaders(self) -> int:
         """Processes that load batches: none for arrays, which are read faster than they are passed around."""
         return 0 if isinstance(self.clean, ArrayPairs) else self.workers
+
+    @property
+    def decoder(self) -> JPEGDecoder | None:
+        """Of the images to embed, where it is not Pillow; what lies in one array was decoded before."""
+        return None if isinstance(self.clean, ArrayPairs) else self._decoder
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """How batches are loaded to be embedded."""
+        return {"workers": self.loaders, "threads": self.decoder is not None}
+
+    @functools.cached_property
+    def embedded_pairs(self) -> PoisonedCaptions:
+        """The pairs, decoded as chosen for embedding."""
+        if self.decoder is None:
+            return self.pairs
+        return PoisonedCaptions(open_pairs(self.data_entry.path, self.decoder), self.plan, self.attack)
 
     @functools.cached_property
     def clean(self) -> Any:

@@ -130,6 +130,7 @@ def test_runtime_settings_are_no_part_of_a_key(first, configure):
             ["+detector.abl.early=9"],
             r"detector.abl has settings but was not chosen; .*'detector=\[...,abl\]'",
         ),
+        (["runtime.decoder=gpu"], r"runtime\.decoder must be pillow or torchvision, got 'gpu'"),
         (["train_on=nothing"], r"train_on must be poisoned or clean, got 'nothing'"),
         (["model.size=64"], r"model\.size and data\.size must agree, got 64 and 32"),
     ],

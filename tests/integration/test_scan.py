@@ -29,6 +29,8 @@ SHARDS = [
     "scale.lid_k=8", "logger=disabled", "detector=[slof,dao]", "normalise=[true]", "runtime.workers=1",
 ]  # fmt: skip
 
+DECODERS = ("pillow", "torchvision")
+
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
@@ -99,6 +101,15 @@ def test_parts_give_the_scores_of_the_whole(do, shards, model, store):
     assert merged["id"].is_unique
     assert sorted(merged["shard"].unique()) == [f"{number:05d}.tar" for number in range(4)]
     assert merged["key"].notna().all()
+
+
+def test_torchvision_decodes_for_embeddings_of_their_own(do, shards, model, store):
+    given = [*SHARDS, f"data.shards={shards}", f"model.folder={model}", "model=trained"]
+    given.append(f"runtime.store={store}/decoded")
+    one, other = (pd.read_parquet(do(*given, f"runtime.decoder={name}") / "scores.parquet") for name in DECODERS)
+    assert one["id"].equals(other["id"])
+    assert np.corrcoef(one["slof"], other["slof"])[0, 1] > 0.95  # nothing is resized here: little is left to differ
+    assert len(list(store.glob("decoded/embed/*/image.npy"))) == 2
 
 
 @pytest.mark.slow

@@ -8,7 +8,10 @@ import torch
 
 from detect import Embeddings, NeighbourSearch, find_neighbours
 from experiments import bench, bench_gpu, bench_training
+from experiments.data_jpegs import JPEGDecoder
+from experiments.pairs import open_pairs
 from experiments.shapes_export import Export
+from experiments.shards import Shards
 
 
 def test_neighbour_checks_pass():
@@ -52,12 +55,17 @@ def test_rates_are_measured():
     assert rate.unit == "/s"
 
 
-def test_jpegs_of_shards_are_decoded(tmp_path):
-    Export(tmp_path, pairs=6, shards=2, size=32).write()
-    files = bench_training.jpegs(tmp_path, 5)
-    assert len(files) == 5
-    assert bench_training.jpeg_rate(files, "cpu", 2) > 0
-    assert isinstance(bench_training.jpeg_rate([torch.zeros(9, dtype=torch.uint8)], "cpu", 2), str)
+def test_batch_decoding_is_checked_and_measured(tmp_path, monkeypatch):
+    Export(tmp_path / "shards", pairs=12, shards=2, size=64).write()
+    Shards(str(tmp_path / "shards"), size=32, holdout=0).build(tmp_path / "data")
+    shards = open_pairs(tmp_path / "data")
+    check, rate = bench_training.batch_decoding(shards, "cpu", 8, 2)
+    assert check.passed
+    assert rate.value > 0
+    decoded = JPEGDecoder.canvases
+    monkeypatch.setattr(JPEGDecoder, "canvases", lambda *given: (255 - decoded(*given)[0], []))
+    check, _ = bench_training.batch_decoding(shards, "cpu", 8, 2)
+    assert not check.passed
 
 
 @pytest.mark.parametrize("passed", [True, False])
