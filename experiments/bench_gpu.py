@@ -24,10 +24,13 @@ GIGABYTE = 2**30
 
 def gpu(quick: bool) -> Iterator[Ratio | Check]:
     """Is the GPU right, against this CPU, and how fast is it: checks, training, embedding, neighbours"""
+    from experiments.bench_processes import process_checks
     from experiments.bench_training import training
 
     yield from neighbour_checks(*((4_000, 128) if quick else (40_000, 256)))  # tiles off the diagonal too
     yield from model_checks("cuda:0", 512 if quick else 4_096)
+    if (count := _gpus()) > 1:
+        yield from process_checks("cuda:0", count, 512 if quick else 4_096)
     yield from training(quick)
     yield from embedding_rate("cuda:0", "RN50", 224, 2_048 if quick else 16_384)
     rates = product_rates("cuda:0", 4_096 if quick else 8_192)
@@ -251,7 +254,7 @@ def search_rate(scope: str, n: int, d: int, k: int, peak_rate: float, batch: int
     """Seconds of an exact search; its products as a share of `peak_rate`, in 10^12 operations a second."""
     from detect import Embeddings, NeighbourSearch, find_neighbours
 
-    device = "cuda:0" if _has_gpu() else "cpu"
+    device = "cuda:0" if _gpus() else "cpu"
     embeddings = Embeddings.of(clustered(n, d, device=device))
     search = NeighbourSearch(scope, batch, backend="torch")
     find_neighbours(Embeddings.of(clustered(4 * k, d)), k, NeighbourSearch(backend="torch"))  # warm-up
@@ -281,7 +284,7 @@ def _timed(device: str, work: Callable[[], Any]) -> tuple[float, float | None]:
     return seconds, torch.cuda.max_memory_allocated(device) / GIGABYTE if cuda else None
 
 
-def _has_gpu() -> bool:
+def _gpus() -> int:
     import torch
 
-    return torch.cuda.is_available()
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0

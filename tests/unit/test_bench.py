@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from detect import Embeddings, NeighbourSearch, find_neighbours
-from experiments import bench, bench_gpu, bench_training
+from experiments import bench, bench_gpu, bench_processes, bench_training
 from experiments.data_jpegs import JPEGDecoder
 from experiments.pairs import open_pairs
 from experiments.shapes_export import Export
@@ -42,6 +42,18 @@ def test_model_checks_pass():
     checks = list(bench_gpu.model_checks("cpu", 128))
     assert len(checks) == 2 + 1 + 2 + 2
     assert [str(check) for check in checks if not check.passed] == []
+
+
+@pytest.mark.slow
+def test_process_checks_pass_and_tell_why_they_cannot(monkeypatch):
+    checks = list(bench_processes.process_checks("cpu", 2, 129))
+    assert [check.what.partition(": ")[2] for check in checks] == [
+        "each sample's loss in the first step (float32)", "embeddings of the same model",
+    ]  # fmt: skip
+    assert [str(check) for check in checks if not check.passed] == []
+    monkeypatch.setattr(bench_processes.sys, "executable", "/bin/false")
+    (check,) = bench_processes.process_checks("cpu", 2, 128)
+    assert not check.passed
 
 
 def test_rates_are_measured():
