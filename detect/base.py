@@ -21,12 +21,14 @@ class Detector(ABC):
 
     `needs` names the evidence used beside image embeddings: text, captions, losses, encoder, images, views.
     `uses_length` says whether raw and unit-length embeddings give different scores, `crowds`
-    whether scores collapse once more than k poisons share a scope.
+    whether scores collapse once more than k poisons share a scope. `version` is raised when a change to the code
+    gives other scores, so that those in a store are not taken for new ones.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     uses_length: ClassVar[bool] = False
     crowds: ClassVar[bool] = False
+    version: ClassVar[int] = 1
 
     def score(self, x: Any) -> np.ndarray:
         """Scores (n,), float64, of Evidence, Embeddings, or an (n, d) array or tensor of image embeddings.

@@ -1,4 +1,4 @@
-"""Tandem: two signs of a backdoor that hold however many poisons there are, in one score. Our own."""
+"""Tandem: signs of a backdoor that fail on different things, in one score. Our own."""
 
 from __future__ import annotations
 
@@ -11,25 +11,28 @@ from detect.base import LocalDetector
 from detect.embeddings import Evidence
 from detect.flicker import Flicker
 from detect.lid import LID
+from detect.lof import LOF
 from detect.metrics import rank_share
 from detect.neighbours import Neighbours
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tandem(LocalDetector):
-    """Fisher's combination -sum ln(1 - u) of a sample's rank share u in (0, 1) by two signs.
+    """Fisher's combination -sum ln(1 - u) of a sample's rank share u in (0, 1) by its neighbourhood and by Flicker.
 
-    LID: poisons keep something of what their images really show, so their neighbourhood has more dimensions than a
-    clean concept's, also where they are each other's neighbours and density ratios collapse. Only where about k of
-    them share a scope the estimate sees the edge of their crowd, and few dimensions; so its share is the mean of
-    those at k and at half of k. Flicker: what the caption says goes away with a gentle change to the image. One
-    strong sign is enough. (Fisher, Statistical Methods for Research Workers, 1932, section 21.1; the shares take
-    the place of p-values.)
+    Neighbourhood: the largest of its rank shares by LID at k, LID at half of k and LOF at half of k, ranked
+    again. Poisons keep something of what their images really show, so that their neighbourhood has more
+    dimensions than a clean concept's, also where they are each other's neighbours and density ratios collapse.
+    But where a scope holds fewer of them than k, though not many fewer, LID sees the edge of their crowd, and
+    few dimensions: there LOF, or LID at the other k, holds. Flicker: what the caption says goes away with a
+    gentle change to the image. One strong sign is enough. (Fisher, Statistical Methods for Research Workers,
+    1932, section 21.1; the shares take the place of p-values.)
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"text", "views"})
     smallest_k: ClassVar[int] = 2 * LID.smallest_k
     crowds: ClassVar[bool] = False
+    version: ClassVar[int] = 2
 
     k: int = 64
     slight: float = 0.02
@@ -37,9 +40,11 @@ class Tandem(LocalDetector):
     def score_neighbours(self, neighbours: Neighbours, evidence: Evidence | None = None) -> np.ndarray:
         if evidence is None:
             raise ValueError("Tandem needs evidence beside the neighbour table: text and views")
-        wide, narrow = (rank_share(LID(k=k).score_neighbours(neighbours)) for k in (self.k, self.k // 2))
+        signs = (LID(k=self.k), LID(k=self.k // 2), LOF(k=self.k // 2))
+        shares = [rank_share(sign.score_neighbours(neighbours)) for sign in signs]
+        neighbourhood = rank_share(np.max(shares, axis=0))
         flicker = rank_share(Flicker(slight=self.slight).score(evidence))
-        return -np.log1p(-(wide + narrow) / 2) - np.log1p(-flicker)
+        return -np.log1p(-neighbourhood) - np.log1p(-flicker)
 
     def rows(self, table: Neighbours) -> np.ndarray:
         raise TypeError("Tandem has no score of reference rows: of these, nobody looked at the images")

@@ -229,7 +229,7 @@ class Study:
             inputs["train"] = self.train_entry.key
         # The class is part of the configuration (`_target_`), the neighbour table follows from the fields.
         config = self._resolved("detector")[name] | {"normalise": variant[1]}
-        return Stage("score", 1, config, inputs)
+        return Stage("score", detector.version, config, inputs)
 
     def score_entry(self, variant: Variant) -> Entry:
         stage, detector = self.score_stage(variant), self.variant(variant)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from detect import LID, SLOF, Embeddings, Evidence, Flicker, Tandem
+from detect import LID, LOF, SLOF, Embeddings, Evidence, Flicker, Tandem
 from detect.clip_score import cosine
 from detect.metrics import rank_share
 from detect.views import VIEWS
@@ -111,11 +111,24 @@ def test_tandem_holds_where_the_poisons_outnumber_k_and_slof_collapses():
     assert roc_auc_score(truth, Tandem(k=30).score(Evidence(embeddings, views=views))) > 0.97
 
 
+@pytest.mark.parametrize(
+    ("poisons", "failing"), [(8, LID(k=15)), (12, LID(k=15)), (60, LOF(k=15)), (120, LOF(k=15))]
+)
+def test_tandem_holds_where_one_sign_of_the_neighbourhood_fails(poisons, failing):
+    """And without Flicker's help: no view costs anything."""
+    image, truth = crowd(poisons)
+    embeddings = Embeddings(np.arange(len(image)), image, image)
+    given = Evidence(embeddings, views=np.ones((len(image), 2)))
+    assert roc_auc_score(truth, failing.score(embeddings)) < 0.5
+    assert roc_auc_score(truth, Tandem(k=30).score(given)) > 0.88
+
+
 def test_tandem_is_fishers_combination_of_its_two_signs():
     image, _ = crowd(poisons=20)
     embeddings = Embeddings(np.arange(len(image)), image, image)
     given = Evidence(embeddings, views=np.random.default_rng(2).random((len(image), 2)))
-    u = (rank_share(LID(k=10).score(embeddings)) + rank_share(LID(k=5).score(embeddings))) / 2
+    shares = [rank_share(sign.score(embeddings)) for sign in (LID(k=10), LID(k=5), LOF(k=5))]
+    u = rank_share(np.max(shares, axis=0))
     v = rank_share(Flicker().score(given))
     np.testing.assert_allclose(Tandem(k=10).score(given), -np.log(1 - u) - np.log(1 - v))
     with pytest.raises(ValueError, match="needs views"):
