@@ -58,12 +58,13 @@ class Cells:
         apart[apart == 0] = torch.inf  # of equal centres, too: there is no plane between them
         return cls(centres, centres.square().sum(dim=1), apart), sample
 
-    def planes(self, rows: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """The cell of each row, (b,), and its h to every other cell, (b, c): what it truly is, or less."""
+    def planes(self, rows: Tensor, eps: float, own: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The cell of each row, (b,), its nearest unless given, and its h to every other cell, (b, c), or less."""
         import torch
 
         h = torch.addmm(self.square[None], rows, self.centres.T, alpha=-2)
-        least, own = h.min(dim=1)
+        own = h.argmin(dim=1) if own is None else own
+        least = h.gather(1, own[:, None])[:, 0]
         # A product is off by eps (|x|^2 + |centre|^2) at most, and h holds two of them.
         least += 2 * eps * (rows.square().sum(dim=1) + self.square.max())
         h -= least[:, None]
@@ -110,7 +111,7 @@ def among_cells(search: Search, cells: Cells, wanted: int, tell: Callable[[float
     halves = torch.empty((n, wanted))
     for begin in range(0, n, block):
         here = slice(begin, begin + block)
-        h = h[order] if block >= n else cells.planes(points.rows[here], eps)[1]
+        h = h[order] if block >= n else cells.planes(points.rows[here], eps, own[here])[1]
         h += least[own[here]]
         near = h <= reach[here, None]
         near[torch.arange(len(near)), own[here]] = True
