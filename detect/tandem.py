@@ -18,15 +18,15 @@ from detect.neighbours import Neighbours
 
 @dataclass(frozen=True, kw_only=True)
 class Tandem(LocalDetector):
-    """Fisher's combination -sum ln(1 - u) of a sample's rank share u in (0, 1) by its neighbourhood and by Flicker.
+    """Fisher's combination -sum ln(1 - u) of a sample's rank shares u in (0, 1) by neighbourhood and by Flicker.
 
-    Neighbourhood: the largest of its rank shares by LID at k, LID at half of k and LOF at half of k, ranked
-    again. Poisons keep something of what their images really show, so that their neighbourhood has more
-    dimensions than a clean concept's, also where they are each other's neighbours and density ratios collapse.
-    But where a scope holds fewer of them than k, though not many fewer, LID sees the edge of their crowd, and
-    few dimensions: there LOF, or LID at the other k, holds. Flicker: what the caption says goes away with a
-    gentle change to the image. One strong sign is enough. (Fisher, Statistical Methods for Research Workers,
-    1932, section 21.1; the shares take the place of p-values.)
+    Neighbourhood: Fisher's combination, ranked again, of the shares by LID at k and by the larger of LID and
+    LOF at half of k. Poisons keep something of what their images really show, so that their neighbourhood has
+    more dimensions than a clean concept's, also where they are each other's neighbours and density ratios
+    collapse. But where a scope holds somewhat fewer of them than k, LID sees the edge of their crowd, and few
+    dimensions: there LOF holds, or LID at the other k. Flicker: what the caption says goes away with a gentle
+    change to the image. One strong sign is enough. (Fisher, Statistical Methods for Research Workers, 1932,
+    section 21.1; the shares take the place of p-values.)
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"text", "views"})
@@ -40,11 +40,17 @@ class Tandem(LocalDetector):
     def score_neighbours(self, neighbours: Neighbours, evidence: Evidence | None = None) -> np.ndarray:
         if evidence is None:
             raise ValueError("Tandem needs evidence beside the neighbour table: text and views")
-        signs = (LID(k=self.k), LID(k=self.k // 2), LOF(k=self.k // 2))
-        shares = [rank_share(sign.score_neighbours(neighbours)) for sign in signs]
-        neighbourhood = rank_share(np.max(shares, axis=0))
-        flicker = rank_share(Flicker(slight=self.slight).score(evidence))
-        return -np.log1p(-neighbourhood) - np.log1p(-flicker)
+        half = self.k // 2
+        wide, narrow, ratio = (
+            rank_share(sign.score_neighbours(neighbours)) for sign in (LID(k=self.k), LID(k=half), LOF(k=half))
+        )
+        neighbourhood = rank_share(_fisher(wide, np.maximum(narrow, ratio)))
+        return _fisher(neighbourhood, rank_share(Flicker(slight=self.slight).score(evidence)))
 
     def rows(self, table: Neighbours) -> np.ndarray:
         raise TypeError("Tandem has no score of reference rows: of these, nobody looked at the images")
+
+
+def _fisher(*shares: np.ndarray) -> np.ndarray:
+    """-sum ln(1 - u) of shares u (n,) in (0, 1)."""
+    return -sum(np.log1p(-share) for share in shares)
