@@ -67,9 +67,7 @@ class JPEGDecoder:
             return []
         mode, decode_jpeg = torchvision_decoder()
         files = [torch.frombuffer(bytearray(content), dtype=torch.uint8) for content in contents]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it is deprecated
-            return list(decode_jpeg(files, mode=mode, device=self.device))
+        return list(decode_jpeg(files, mode=mode, device=self.device))
 
 
 def torchvision_decoder() -> tuple[Any, Callable[..., Any]]:
