@@ -29,7 +29,7 @@ LARGEST = 4_000_000
 class JPEGDecoder:
     """Image files to canvases, on a torch device; safe in threads.
 
-    Raises ImportError where torchvision has no `decode_jpeg` (any more), ValueError for a GPU that is not there.
+    Raises ImportError where torchvision has no `decode_jpeg` (any more), ValueError for a device of no use.
     """
 
     device: str
@@ -40,6 +40,12 @@ class JPEGDecoder:
         torchvision_decoder()
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"{self.device} cannot decode images, as torch sees no GPU here")
+        sample = io.BytesIO()
+        Image.new("RGB", (16, 16)).save(sample, "JPEG")
+        try:
+            self._decode([sample.getvalue()])
+        except RuntimeError as error:  # such as a build without nvJPEG
+            raise ValueError(f"{self.device} cannot decode images: {str(error).splitlines()[0]}") from None
 
     def canvases(self, contents: Sequence[bytes], size: int, limits: Limits) -> tuple[np.ndarray, list[int]]:
         """(b, size, size, 3) uint8, and which of the files are still to be decoded (their canvases are empty)."""

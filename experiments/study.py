@@ -21,12 +21,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from attacks import Attack, PoisonedCaptions, PoisonPlan, draw_plan
 from attacks.captions import holds_word, templates
-from detect import Detector, Embeddings, Evidence, LocalDetector, Neighbours, NeighbourSearch
+from detect import Detector, Embeddings, LocalDetector, Neighbours, NeighbourSearch
 from detect.views import VIEWS
 from experiments import distributed
 from experiments.data_damage import LIST
 from experiments.data_jpegs import JPEGDecoder
 from experiments.evalset_folders import Builtin
+from experiments.evidence import gather
 from experiments.memory import peak_memory
 from experiments.pairs import ArrayPairs, KeptPairs, natural_ids, open_pairs, open_test
 from experiments.progress import bar
@@ -243,7 +244,7 @@ class Study:
                 _ = self.views_entry
 
         def make(folder: Path) -> dict[str, Any]:
-            evidence = self.evidence(detector)
+            evidence = gather(self, detector)
             with peak_memory(self.device) as peak:
                 if table is not None:
                     values = detector.score_neighbours(table, evidence)
@@ -354,25 +355,6 @@ class Study:
         """Whether the caption names a target, (n,) bool."""
         words = set(self.attack.targets.values()) or {self.config.target}
         return np.logical_or.reduce([holds_word(self.pairs.captions, word) for word in words])
-
-    def evidence(self, detector: Detector) -> Evidence:
-        """What `detector` asked to see, and no more."""
-        needs = detector.needs
-        if "losses" in needs and not self.model_spec.trains:
-            raise ValueError("training losses are needed, but the model was not trained here (model.finetune=true)")
-        return Evidence(
-            self.embeddings,
-            captions=self.pairs.captions if "captions" in needs else None,
-            losses=np.load(self.train_entry.path / "losses.npy") if "losses" in needs else None,
-            encoder=self.model if "encoder" in needs else None,
-            images=self._pixels if "images" in needs else None,
-            views=np.load(self.views_entry.path / "agreement.npy") if "views" in needs else None,
-        )
-
-    def _pixels(self, rows: np.ndarray) -> Any:
-        import torch
-
-        return self.model.pixels(torch.from_numpy(self.pairs.images(rows)))
 
     def _prompts(self) -> list[str]:
         """Everything a caption of the plan or a zero-shot prompt may say, for the model's vocabulary."""

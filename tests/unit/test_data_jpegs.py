@@ -79,8 +79,11 @@ def test_a_broken_file_among_them_leaves_all_to_pillow(monkeypatch):
     def refuse(*given, **named):
         raise RuntimeError("image is truncated")
 
+    decoder = JPEGDecoder("cpu")
     monkeypatch.setattr("torchvision.io.decode_jpeg", refuse)
-    assert JPEGDecoder("cpu").canvases([PLAIN["high"], broken], 32, LIMITS)[1] == [0, 1]
+    assert decoder.canvases([PLAIN["high"], broken], 32, LIMITS)[1] == [0, 1]
+    with pytest.raises(ValueError, match="cpu cannot decode images: image is truncated"):
+        JPEGDecoder("cpu")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
