@@ -40,8 +40,8 @@ bench: $(READY)  ## speed ratios, all from one run on this machine; BENCH="gpu -
 # then it computes only what the store lacks. Two jobs at a time, LOOKOUT_JOBS for more; SWEEP holds other overrides.
 SWEEP ?= hydra/launcher=processes runtime.workers=1
 STORE := store
-EXPERIMENTS := seeds main_table poison_rate k scope collapse modality normalise lid_estimators epochs \
-	architecture natural_backdoor clean_data adaptive cost
+EXPERIMENTS := seeds main_table poison_rate k scope k_vs_poisons modality raw_vs_normalised lid_estimators epochs \
+	architecture natural_backdoor clean_data adaptive_attacks cost
 SWEPT := $(EXPERIMENTS:%=$(STORE)/sweeps/%)
 
 paper: $(READY)  ## every table and figure at demo scale: 2 hours or more on 2 cores, resumable, then seconds

@@ -13,24 +13,25 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import config as schema
-from experiments import distributed
-from experiments.sweep import Tally
+from experiments.pipeline import config as schema
+from experiments.pipeline.sweep import CellCounts
+from experiments.runtime import distributed
 
 log = logging.getLogger("lookout")
 schema.register()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(config: DictConfig) -> Tally:
+def main(config: DictConfig) -> CellCounts:
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import InstantiationException
     from hydra.types import RunMode
     from hydra.utils import instantiate
 
-    from analysis import report, tasks
-    from experiments.pipeline import run
-    from experiments.study import Study
+    from analysis import report
+    from experiments.pipeline.evaluation import run
+    from experiments.pipeline.study import Study
+    from experiments.tasks import perform as tasks
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:

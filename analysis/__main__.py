@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.made import Made, store_state
+from analysis.output_cache import Made, store_state
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,8 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from rich.console import Console
 
-    from analysis.cells import cell_frame, read_cells
-    from analysis.grid import aggregate, studies, usual
+    from analysis.aggregate import aggregate, studies, usual
+    from analysis.stored_cells import cell_frame, read_cells
 
     console = Console() if sys.stdout.isatty() else Console(width=170)
     where = dict(item.partition("=")[::2] for item in options.where)
@@ -73,11 +73,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.what in ("table", "paper"):
         files += write_tables(table, summaries, options.out, console)
     if options.what in ("figures", "paper"):
-        from analysis.drawing import draw_all
+        from analysis.figure_set import draw_all
 
         files += draw_all(table, cells, options.store, made, options.formats, console)
     if options.what in ("report", "paper"):
-        from analysis.page import write_page
+        from analysis.pages.results import write_page
 
         page = write_page(table, cells, options.store, options.out / "report.html", options.scenes, summaries)
         console.print(f"page: {page} ({page.stat().st_size / 1e6:.1f} MB)", highlight=False)
@@ -101,9 +101,11 @@ def write_tables(
     table: pd.DataFrame, summaries: Mapping[str, pd.DataFrame], out: Path, console: Console
 ) -> list[Path]:
     """`cells.csv`, a main table per study, and the comparison with the paper."""
-    from analysis import hindsight, published, written
-    from analysis.drawing import stem
-    from analysis.grid import studies
+    from analysis import oracle_k as hindsight
+    from analysis import published
+    from analysis import table_export as written
+    from analysis.aggregate import studies
+    from analysis.figure_set import stem
 
     files = [out / name for name in ("cells.csv", "beside_the_paper.csv", "beside_the_paper.md")]
     table.drop(columns="place").to_csv(files[0], index=False)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis import style
-from analysis.grid import along, case_order, is_control_case, studies, usual
-from analysis.many_panels import (
+from analysis.aggregate import along, case_order, is_control_case, studies, usual
+from analysis.panel_layout import (
     PANELS,
     case_panels,
     detectors_of,

@@ -16,8 +16,8 @@ from analysis.tables import frame, is_control, run_table, variant
 if TYPE_CHECKING:
     from rich.console import Group
 
-    from attacks import PoisonedCaptions
-    from experiments.pipeline import RunResult
+    from attacks import PoisonedPairs
+    from experiments.pipeline.evaluation import RunResult
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def leading_cell(cells: Sequence[figures.S]) -> figures.S | None:
     return min(shown or figures.scored(cells), key=place, default=None)
 
 
-def target_class(pairs: PoisonedCaptions, target: str | None) -> np.ndarray | None:
+def target_class(pairs: PoisonedPairs, target: str | None) -> np.ndarray | None:
     """(n,) whether a sample's caption names a class that the attack aims at; None where there is no class.
 
     The classes are the plan's, and for an empty plan those of `target` (separated by ", ").

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 LEADING = (
     "attack", "detector", "normalise", "scope", "scope_size", "modality", "k", "seed", "n", "n_poison",
     "auroc", "auprc", "fpr95", "recall_at_1pct", "recall_at_5pct", "recall_at_10pct",
-    "zero_shot_top1", "asr", "embedded", "seconds", "memory_mb", "status", "error",
+    "zero_shot_top1", "asr", "attack_succeeded", "seconds", "memory_mb", "status", "error",
 )  # fmt: skip
 MEASURES = {
     "auroc": "AUROC",

@@ -1,10 +1,10 @@
 """Backdoor attacks on image-caption data: which rows, which captions, which triggers.
 
-    from attacks import Attack, BadNets, draw_plan, PoisonedCaptions
+    from attacks import Attack, BadNets, draw_plan, PoisonedPairs
 
     attack = Attack(name="badnets", rate=0.005, target="banana", triggers=[BadNets(size=8)])
     plan = draw_plan(attack, pairs, seed=0)
-    poisoned = PoisonedCaptions(pairs, plan, attack)
+    poisoned = PoisonedPairs(pairs, plan, attack)
 
 `pairs` is anything that satisfies `attacks.Pairs`. Names are loaded on first use, so that `import attacks`
 costs nothing.
@@ -15,35 +15,35 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from attacks.attack import Attack, NoAttack
-    from attacks.badnets import BadNets
-    from attacks.base import Trigger
-    from attacks.blended import Blended
-    from attacks.blto import BLTO
-    from attacks.dataset import PoisonedCaptions
-    from attacks.identity import Identity
-    from attacks.nashville import Nashville
     from attacks.pairs import ArrayPairs, Pairs
     from attacks.plan import PoisonPlan, draw_plan
-    from attacks.sig import SIG
-    from attacks.targeted import Targeted
-    from attacks.wanet import WaNet
+    from attacks.poisoned_pairs import PoisonedPairs
+    from attacks.triggers.badnets import BadNets
+    from attacks.triggers.base import Trigger
+    from attacks.triggers.blended import Blended
+    from attacks.triggers.blto import BLTO
+    from attacks.triggers.identity import Identity
+    from attacks.triggers.nashville import Nashville
+    from attacks.triggers.sig import SIG
+    from attacks.triggers.targeted import Targeted
+    from attacks.triggers.wanet import WaNet
 
 _HOME = {
     "ArrayPairs": "pairs",
     "Attack": "attack",
-    "BLTO": "blto",
-    "BadNets": "badnets",
-    "Blended": "blended",
-    "Identity": "identity",
-    "Nashville": "nashville",
+    "BLTO": "triggers.blto",
+    "BadNets": "triggers.badnets",
+    "Blended": "triggers.blended",
+    "Identity": "triggers.identity",
+    "Nashville": "triggers.nashville",
     "NoAttack": "attack",
     "Pairs": "pairs",
     "PoisonPlan": "plan",
-    "PoisonedCaptions": "dataset",
-    "SIG": "sig",
-    "Targeted": "targeted",
-    "Trigger": "base",
-    "WaNet": "wanet",
+    "PoisonedPairs": "poisoned_pairs",
+    "SIG": "triggers.sig",
+    "Targeted": "triggers.targeted",
+    "Trigger": "triggers.base",
+    "WaNet": "triggers.wanet",
     "draw_plan": "plan",
 }
 
@@ -55,7 +55,7 @@ __all__ = [  # noqa: RUF022 (nouns in the order in which they flow, then the tri
     "NoAttack",
     "PoisonPlan",
     "draw_plan",
-    "PoisonedCaptions",
+    "PoisonedPairs",
     "BadNets",
     "Blended",
     "Identity",

@@ -6,8 +6,8 @@ from difflib import get_close_matches
 
 import numpy as np
 
-from attacks.base import Trigger, require
 from attacks.captions import MODES
+from attacks.triggers.base import Trigger, require
 
 ROWS = ("random", "target", "other")
 
@@ -86,7 +86,7 @@ class Attack:
     @property
     def success_triggers(self) -> tuple[str, ...]:
         """Names of the triggers whose success can be measured (not `Identity`)."""
-        return tuple(trigger.name for trigger in self.triggers if trigger.visible)
+        return tuple(trigger.name for trigger in self.triggers if trigger.measures_success)
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -125,16 +125,16 @@ class Attack:
         _one_of(name, names, f"trigger of attack {self.name!r}")
         return self.triggers[names.index(name)]
 
-    def triggered(self, images: np.ndarray, trigger_name: str | None = None) -> np.ndarray:
+    def trigger_test_images(self, images: np.ndarray, trigger_name: str | None = None) -> np.ndarray:
         """Copies of test `images`, uint8 (b, size, size, 3), as the attacker would show them to the model.
 
-        A targeted attack has no trigger to put on other images: see `PoisonedCaptions.success_images`.
+        A targeted attack has no trigger to put on other images: see `PoisonedPairs.trigger_test_images`.
         """
         trigger = self.trigger(trigger_name)
         if trigger.source_count:
-            raise ValueError(f"{trigger.name!r} aims at images of the data; use PoisonedCaptions.success_images")
+            raise ValueError(f"{trigger.name!r} aims at images of the data; use PoisonedPairs.trigger_test_images")
         images = np.asarray(images)
-        return trigger.apply_batch(images, [trigger.test_parameters(images.shape[1])] * len(images))
+        return trigger.apply(images, [trigger.test_parameters(images.shape[1])] * len(images))
 
 
 @dataclass(frozen=True, kw_only=True)

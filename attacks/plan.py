@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from attacks.attack import Attack
-from attacks.base import Parameters
 from attacks.captions import caption_set, draw_caption, holds_word
 from attacks.pairs import Pairs
+from attacks.triggers.base import Parameters
 
 _COLUMNS = ("id", "caption", "trigger", "parameters", "target")
 _TRIGGER, _PARAMETERS, _CAPTION = 0, 1, 2  # one stream of random numbers per purpose

@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from detect.clip_score import CLIPScore
     from detect.cognitive_distillation import CognitiveDistillation
     from detect.dao import DAO
-    from detect.embeddings import Embeddings, Evidence
+    from detect.embeddings import DetectorInputs, Embeddings
     from detect.flicker import Flicker
     from detect.forest import IsolationForest
     from detect.kdist import KDistance
     from detect.lid import LID
     from detect.lof import LOF
     from detect.metrics import Metrics, Scores, evaluate
-    from detect.neighbours import Neighbours, NeighbourSearch, find_neighbours
     from detect.norm import Norm
     from detect.pyod import PyOD
     from detect.safeclip import SafeCLIP
+    from detect.search.neighbours import Neighbours, NeighbourSearch, find_neighbours
     from detect.slof import SLOF
     from detect.subspace import SubspaceDetection
     from detect.tandem import Tandem
@@ -41,7 +41,7 @@ _HOME = {
     "DAO": "dao",
     "Detector": "base",
     "Embeddings": "embeddings",
-    "Evidence": "embeddings",
+    "DetectorInputs": "embeddings",
     "Flicker": "flicker",
     "IsolationForest": "forest",
     "KDistance": "kdist",
@@ -49,8 +49,8 @@ _HOME = {
     "LOF": "lof",
     "LocalDetector": "base",
     "Metrics": "metrics",
-    "NeighbourSearch": "neighbours",
-    "Neighbours": "neighbours",
+    "NeighbourSearch": "search.neighbours",
+    "Neighbours": "search.neighbours",
     "Norm": "norm",
     "PyOD": "pyod",
     "SLOF": "slof",
@@ -59,7 +59,7 @@ _HOME = {
     "SubspaceDetection": "subspace",
     "Tandem": "tandem",
     "evaluate": "metrics",
-    "find_neighbours": "neighbours",
+    "find_neighbours": "search.neighbours",
 }
 
 __all__ = [
@@ -74,7 +74,7 @@ __all__ = [
     "CognitiveDistillation",
     "Detector",
     "Embeddings",
-    "Evidence",
+    "DetectorInputs",
     "Flicker",
     "IsolationForest",
     "KDistance",

@@ -121,7 +121,7 @@ def _scores(
 
     local = [detector for detector in detectors.values() if isinstance(detector, LocalDetector)]
     if local:
-        k = max(detector.table_k for detector in local)
+        k = max(detector.table_width for detector in local)
         neighbours = find_neighbours(embeddings, k, local[0].search, reference, progress, device)
     return {
         name: detector.score(embeddings, neighbours)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from detect.base import Detector
-from detect.embeddings import Evidence
+from detect.embeddings import DetectorInputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +26,9 @@ class ABL(Detector):
         if self.epochs < 1:
             raise ValueError(f"epochs must be at least 1, got {self.epochs}")
 
-    def _score(self, evidence: Evidence) -> np.ndarray:
-        losses = np.asarray(evidence.losses)  # (n, epochs)
-        n = len(evidence.embeddings)
+    def _score(self, inputs: DetectorInputs) -> np.ndarray:
+        losses = np.asarray(inputs.losses)  # (n, epochs)
+        n = len(inputs.embeddings)
         if losses.ndim != 2 or len(losses) != n or not losses.size:
             raise ValueError(f"losses must be ({n}, epochs), one row per sample, got shape {losses.shape}")
         first = losses[:, : self.epochs].astype(np.float64)

@@ -9,7 +9,7 @@ import numpy as np
 
 from detect.base import Detector
 from detect.concepts import concepts, embed_texts
-from detect.embeddings import Evidence, unit
+from detect.embeddings import DetectorInputs, unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +30,13 @@ class BDetCLIP(Detector):
     texts: int = 7
     seed: int = 0
 
-    def _score(self, evidence: Evidence) -> np.ndarray:
-        assert evidence.captions is not None
-        assert evidence.encoder is not None
+    def _score(self, inputs: DetectorInputs) -> np.ndarray:
+        assert inputs.captions is not None
+        assert inputs.encoder is not None
         direction = 0.0
-        for concept in concepts(evidence.captions, self.prompts, self.number, self.texts, self.seed):
+        for concept in concepts(inputs.captions, self.prompts, self.number, self.texts, self.seed):
             benign, malignant = (
-                embed_texts(evidence.encoder, part).mean(axis=0) for part in (concept.related, concept.perturbed)
+                embed_texts(inputs.encoder, part).mean(axis=0) for part in (concept.related, concept.perturbed)
             )
             direction = direction + benign / np.linalg.norm(benign) - malignant / np.linalg.norm(malignant)
-        return -(unit(evidence.embeddings.image).astype(np.float64) @ direction)
+        return -(unit(inputs.embeddings.image).astype(np.float64) @ direction)

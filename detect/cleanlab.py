@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from detect.base import Detector
-from detect.embeddings import Evidence
+from detect.embeddings import DetectorInputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,14 +20,14 @@ class Cleanlab(Detector):
         if self.k < 1:
             raise ValueError(f"k must be at least 1, got {self.k}")
 
-    def _score(self, evidence: Evidence) -> np.ndarray:
+    def _score(self, inputs: DetectorInputs) -> np.ndarray:
         try:
             from cleanlab.outlier import OutOfDistribution
         except ImportError as error:
             raise ImportError(
                 "detector cleanlab needs the package cleanlab: pip install 'lookout[detectors]'"
             ) from error
-        image = evidence.embeddings.image
+        image = inputs.embeddings.image
         if self.k >= len(image):
             raise ValueError(
                 f"k must lie in 1..{len(image) - 1} for {len(image)} samples (self excluded), got {self.k}"

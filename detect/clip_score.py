@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from detect.base import Detector
-from detect.embeddings import Embeddings, Evidence, unit
+from detect.embeddings import DetectorInputs, Embeddings, unit
 
 
 def cosine(embeddings: Embeddings) -> np.ndarray:
@@ -23,5 +23,5 @@ class CLIPScore(Detector):
 
     needs: ClassVar[frozenset[str]] = frozenset({"text"})
 
-    def _score(self, evidence: Evidence) -> np.ndarray:
-        return -cosine(evidence.embeddings)
+    def _score(self, inputs: DetectorInputs) -> np.ndarray:
+        return -cosine(inputs.embeddings)

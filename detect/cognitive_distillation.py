@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from detect.base import Detector
-from detect.embeddings import Encoder, Evidence
+from detect.embeddings import DetectorInputs, Encoder
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -42,18 +42,18 @@ class CognitiveDistillation(Detector):
         if self.lr <= 0:
             raise ValueError(f"lr must be above 0, got {self.lr}")
 
-    def _score(self, evidence: Evidence) -> np.ndarray:
+    def _score(self, inputs: DetectorInputs) -> np.ndarray:
         import torch
         from tqdm import tqdm
 
-        assert evidence.encoder is not None
-        assert evidence.images is not None
-        scores = np.full(len(evidence.embeddings), np.nan)
+        assert inputs.encoder is not None
+        assert inputs.images is not None
+        scores = np.full(len(inputs.embeddings), np.nan)
         generator = torch.Generator().manual_seed(self.seed)
         begins = range(0, len(scores), self.batch_size)
         for begin in tqdm(begins, "cognitive distillation", unit="batch", disable=None, leave=False):
             rows = np.arange(begin, min(begin + self.batch_size, len(scores)))
-            mask = self.masks(evidence.encoder, evidence.images(rows), generator)
+            mask = self.masks(inputs.encoder, inputs.images(rows), generator)
             scores[rows] = -mask.double().sum(dim=(1, 2, 3)).cpu().numpy()
         return scores
 

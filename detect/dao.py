@@ -9,8 +9,8 @@ import numpy as np
 
 from detect.base import LocalDetector
 from detect.local import k_distance, lid
-from detect.neighbours import Neighbours
-from detect.parity import PublicCode, mean_or_limit
+from detect.paper_code import PaperCode, mean_or_limit
+from detect.search.neighbours import Neighbours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,20 +21,20 @@ class DAO(LocalDetector):
     `log=False`, in which a single neighbour of high dimension can outweigh all others.
     """
 
-    smallest_k: ClassVar[int] = 2
+    min_k: ClassVar[int] = 2
 
     log: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.convention == "reference" and not self.log:
-            raise ValueError("convention 'reference' averages logarithms, so log must be true, got False")
+        if self.convention == "paper_code" and not self.log:
+            raise ValueError("convention 'paper_code' averages logarithms, so log must be true, got False")
 
-    def rows(self, table: Neighbours) -> np.ndarray:
+    def score_rows(self, table: Neighbours) -> np.ndarray:
         kd = k_distance(table)  # (m,)
         exponents = lid(table)[table.indices] * np.log(kd[:, None] / kd[table.indices])  # (m, k)
         return exponents.mean(axis=1) if self.log else np.exp(np.minimum(exponents, 700)).mean(axis=1)
 
-    def public(self, code: PublicCode) -> np.ndarray:
+    def paper_code_score(self, code: PaperCode) -> np.ndarray:
         ratios = code.radius()[:, None] / code.radius_of_neighbours()
         return mean_or_limit(code.dimension_of_neighbours() * np.log(ratios))

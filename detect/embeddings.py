@@ -1,4 +1,4 @@
-"""What a detector looks at: embeddings, and the other evidence that some detectors ask for. Never labels."""
+"""What a detector looks at: embeddings, and the other inputs that some detectors ask for. Never labels."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Embeddings:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class DetectorInputs:
     """All that a detector may look at.
 
     losses: (n, epochs) contrastive loss of each sample in each training epoch.
@@ -84,9 +84,9 @@ class Evidence:
     views: np.ndarray | None = None
 
     @classmethod
-    def of(cls, x: Any) -> Evidence:
-        """Evidence as it is, or embeddings (see `Embeddings.of`) and nothing else."""
-        return x if isinstance(x, Evidence) else cls(Embeddings.of(x))
+    def of(cls, x: Any) -> DetectorInputs:
+        """DetectorInputs as it is, or embeddings (see `Embeddings.of`) and nothing else."""
+        return x if isinstance(x, DetectorInputs) else cls(Embeddings.of(x))
 
 
 def unit(x: np.ndarray) -> np.ndarray:

@@ -9,16 +9,16 @@ import numpy as np
 
 from detect.base import Detector
 from detect.clip_score import cosine
-from detect.embeddings import Evidence
+from detect.embeddings import DetectorInputs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flicker(Detector):
     """Mean loss, over gentle views v of the image x, of its agreement with its caption t, by what is usual:
 
-        mean over v of max(cos(f(x), t) - cos(f(v(x)), t), 0) / (q_v + `slight`),
+        mean over v of max(cos(f(x), t) - cos(f(v(x)), t), 0) / (q_v + `eps`),
 
-    q_v the median of that loss over the data, and `slight` a loss too small to mean anything. Mirroring, smoothing
+    q_v the median of that loss over the data, and `eps` a loss too small to mean anything. Mirroring, smoothing
     or another colour hardly change what an image shows, but most triggers do not survive one of them (see
     `detect.views`): the model then reads what is there instead of what the caption says. Each sample is looked at
     alone, so the number of poisons matters little, and a wrong caption that the model does not believe has nothing
@@ -27,20 +27,20 @@ class Flicker(Detector):
 
     needs: ClassVar[frozenset[str]] = frozenset({"text", "views"})
 
-    slight: float = 0.02
+    eps: float = 0.02
 
     def __post_init__(self) -> None:
-        if self.slight <= 0:
-            raise ValueError(f"slight must be above 0, got {self.slight}")
+        if self.eps <= 0:
+            raise ValueError(f"eps must be above 0, got {self.eps}")
 
-    def _score(self, evidence: Evidence) -> np.ndarray:
-        n = len(evidence.embeddings)
-        views = np.asarray(evidence.views)  # (n, v)
+    def _score(self, inputs: DetectorInputs) -> np.ndarray:
+        n = len(inputs.embeddings)
+        views = np.asarray(inputs.views)  # (n, v)
         if views.ndim != 2 or len(views) != n or not views.size:
             raise ValueError(f"views must be ({n}, views), one row per sample, got shape {views.shape}")
         if not np.isfinite(views).all():
             bad = np.flatnonzero(~np.isfinite(views).all(axis=1))
             raise ValueError(f"views must be finite, but {len(bad)} rows are not, the first of them {bad[0]}")
-        loss = np.maximum(cosine(evidence.embeddings)[:, None] - views, 0).astype(np.float64)
+        loss = np.maximum(cosine(inputs.embeddings)[:, None] - views, 0).astype(np.float64)
         usual = np.median(loss, axis=0)  # (v,)
-        return (loss / (usual + self.slight)).mean(axis=1)
+        return (loss / (usual + self.eps)).mean(axis=1)

@@ -8,14 +8,14 @@ from typing import ClassVar
 import numpy as np
 
 from detect.base import Detector
-from detect.embeddings import Evidence, unit
+from detect.embeddings import DetectorInputs, unit
 
 
 @dataclass(frozen=True, kw_only=True)
 class IsolationForest(Detector):
     """scikit-learn's forest; its `score_samples` is low for outliers, so the sign is turned."""
 
-    uses_length: ClassVar[bool] = True
+    norm_sensitive: ClassVar[bool] = True
 
     trees: int = 100
     normalise: bool = False
@@ -25,9 +25,9 @@ class IsolationForest(Detector):
         if self.trees < 1:
             raise ValueError(f"trees must be at least 1, got {self.trees}")
 
-    def _score(self, evidence: Evidence) -> np.ndarray:
+    def _score(self, inputs: DetectorInputs) -> np.ndarray:
         from sklearn.ensemble import IsolationForest as Forest
 
-        image = evidence.embeddings.image
+        image = inputs.embeddings.image
         image = unit(image) if self.normalise else image
         return -Forest(n_estimators=self.trees, random_state=self.seed).fit(image).score_samples(image)

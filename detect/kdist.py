@@ -8,16 +8,16 @@ import numpy as np
 
 from detect.base import LocalDetector
 from detect.local import k_distance
-from detect.neighbours import Neighbours
-from detect.parity import PublicCode
+from detect.paper_code import PaperCode
+from detect.search.neighbours import Neighbours
 
 
 @dataclass(frozen=True, kw_only=True)
 class KDistance(LocalDetector):
     """kd(x) = r_k(x), the distance from x to its k-th nearest neighbour."""
 
-    def rows(self, table: Neighbours) -> np.ndarray:
+    def score_rows(self, table: Neighbours) -> np.ndarray:
         return k_distance(table)
 
-    def public(self, code: PublicCode) -> np.ndarray:
+    def paper_code_score(self, code: PaperCode) -> np.ndarray:
         return code.radius()

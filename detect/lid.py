@@ -9,20 +9,20 @@ import numpy as np
 
 from detect.base import LocalDetector
 from detect.local import lid
-from detect.neighbours import Neighbours
-from detect.parity import PublicCode
+from detect.paper_code import PaperCode
+from detect.search.neighbours import Neighbours
 
 
 @dataclass(frozen=True, kw_only=True)
 class LID(LocalDetector):
     """-1 / mean over i <= k of ln(r_i / r_k)."""
 
-    smallest_k: ClassVar[int] = 2
+    min_k: ClassVar[int] = 2
 
     k: int = 64
 
-    def rows(self, table: Neighbours) -> np.ndarray:
+    def score_rows(self, table: Neighbours) -> np.ndarray:
         return lid(table)
 
-    def public(self, code: PublicCode) -> np.ndarray:
+    def paper_code_score(self, code: PaperCode) -> np.ndarray:
         return code.dimension()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from detect.neighbours import Neighbours
+from detect.search.neighbours import Neighbours
 
 LARGEST_LID = 1e6  # where all neighbours are equally far the estimate is unbounded
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from detect.base import Detector
-from detect.embeddings import Evidence
+from detect.embeddings import DetectorInputs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Norm(Detector):
     """||f(x)||; only what a detector finds above this control is evidence of sparse neighbourhoods."""
 
-    def _score(self, evidence: Evidence) -> np.ndarray:
-        return np.linalg.norm(evidence.embeddings.image.astype(np.float64), axis=1)
+    def _score(self, inputs: DetectorInputs) -> np.ndarray:
+        return np.linalg.norm(inputs.embeddings.image.astype(np.float64), axis=1)

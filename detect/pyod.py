@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from detect.base import Detector
-from detect.embeddings import Evidence, unit
+from detect.embeddings import DetectorInputs, unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,19 +23,19 @@ class PyOD(Detector):
     name: the class, such as ECOD, HBOS, PCA, KNN, COPOD.  options: what its constructor takes.
     """
 
-    uses_length: ClassVar[bool] = True
+    norm_sensitive: ClassVar[bool] = True
 
     name: str = "ECOD"
     options: Mapping[str, Any] = field(default_factory=dict)
     normalise: bool = False
     seed: int = 0
 
-    def _score(self, evidence: Evidence) -> np.ndarray:
+    def _score(self, inputs: DetectorInputs) -> np.ndarray:
         kind = pyod_class(self.name)
         options = dict(self.options)
         if "random_state" in inspect.signature(kind).parameters:
             options.setdefault("random_state", self.seed)
-        image = evidence.embeddings.image
+        image = inputs.embeddings.image
         image = unit(image) if self.normalise else image.copy()
         return kind(**options).fit(image).decision_scores_
 

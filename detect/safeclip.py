@@ -9,7 +9,7 @@ import numpy as np
 
 from detect.base import Detector
 from detect.clip_score import cosine
-from detect.embeddings import Evidence
+from detect.embeddings import DetectorInputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +23,10 @@ class SafeCLIP(Detector):
 
     seed: int = 0
 
-    def _score(self, evidence: Evidence) -> np.ndarray:
+    def _score(self, inputs: DetectorInputs) -> np.ndarray:
         from sklearn.mixture import GaussianMixture
 
-        values = cosine(evidence.embeddings)
+        values = cosine(inputs.embeddings)
         spread = values.std()
         if len(values) < 2 or spread == 0:
             raise ValueError("a mixture of two Gaussians needs at least two different image-text cosines")

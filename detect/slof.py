@@ -8,17 +8,17 @@ import numpy as np
 
 from detect.base import LocalDetector
 from detect.local import k_distance
-from detect.neighbours import Neighbours
-from detect.parity import PublicCode, mean_or_limit
+from detect.paper_code import PaperCode, mean_or_limit
+from detect.search.neighbours import Neighbours
 
 
 @dataclass(frozen=True, kw_only=True)
 class SLOF(LocalDetector):
     """Mean over o in N_k(x) of kd(x) / kd(o)."""
 
-    def rows(self, table: Neighbours) -> np.ndarray:
+    def score_rows(self, table: Neighbours) -> np.ndarray:
         kd = k_distance(table)  # (m,)
         return (kd[:, None] / kd[table.indices]).mean(axis=1)
 
-    def public(self, code: PublicCode) -> np.ndarray:
+    def paper_code_score(self, code: PaperCode) -> np.ndarray:
         return mean_or_limit(code.radius()[:, None] / code.radius_of_neighbours())

@@ -13,7 +13,7 @@ import numpy as np
 
 from detect.base import Detector
 from detect.concepts import TEMPLATE, concepts, embed_texts
-from detect.embeddings import Evidence, unit
+from detect.embeddings import DetectorInputs, unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,19 +50,19 @@ class SubspaceDetection(Detector):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
-    def _score(self, evidence: Evidence) -> np.ndarray:
-        assert evidence.captions is not None
-        assert evidence.encoder is not None
-        found = concepts(evidence.captions, self.prompts, self.number, self.texts, self.seed)
+    def _score(self, inputs: DetectorInputs) -> np.ndarray:
+        assert inputs.captions is not None
+        assert inputs.encoder is not None
+        found = concepts(inputs.captions, self.prompts, self.number, self.texts, self.seed)
         rng = np.random.default_rng(self.seed)
-        titles = embed_texts(evidence.encoder, [TEMPLATE.format(concept.name) for concept in found])  # (c, d)
-        image = unit(evidence.embeddings.image).astype(np.float64)  # (n, d)
+        titles = embed_texts(inputs.encoder, [TEMPLATE.format(concept.name) for concept in found])  # (c, d)
+        image = unit(inputs.embeddings.image).astype(np.float64)  # (n, d)
         predicted = (image @ titles.T).argmax(axis=1)
         scores = np.full(len(image), np.nan)
         for label, concept in enumerate(found):
             rows = np.flatnonzero(predicted == label)
             if len(rows):
-                region = self.region(titles[label], embed_texts(evidence.encoder, concept.related), rng)
+                region = self.region(titles[label], embed_texts(inputs.encoder, concept.related), rng)
                 apart = image[rows, None] - region  # (b, samples, d)
                 scores[rows] = (apart**2).sum(axis=2).mean(axis=1)
         return scores

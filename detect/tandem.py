@@ -8,12 +8,12 @@ from typing import ClassVar
 import numpy as np
 
 from detect.base import LocalDetector
-from detect.embeddings import Evidence
+from detect.embeddings import DetectorInputs
 from detect.flicker import Flicker
 from detect.lid import LID
 from detect.lof import LOF
 from detect.metrics import rank_share
-from detect.neighbours import Neighbours
+from detect.search.neighbours import Neighbours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,24 +30,24 @@ class Tandem(LocalDetector):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"text", "views"})
-    smallest_k: ClassVar[int] = 2 * LID.smallest_k
-    crowds: ClassVar[bool] = False
+    min_k: ClassVar[int] = 2 * LID.min_k
+    collapses_beyond_k: ClassVar[bool] = False
     version: ClassVar[int] = 2
 
     k: int = 64
-    slight: float = 0.02
+    eps: float = 0.02
 
-    def score_neighbours(self, neighbours: Neighbours, evidence: Evidence | None = None) -> np.ndarray:
-        if evidence is None:
-            raise ValueError("Tandem needs evidence beside the neighbour table: text and views")
+    def score_neighbours(self, neighbours: Neighbours, inputs: DetectorInputs | None = None) -> np.ndarray:
+        if inputs is None:
+            raise ValueError("Tandem needs inputs beside the neighbour table: text and views")
         half = self.k // 2
         wide, narrow, ratio = (
             rank_share(sign.score_neighbours(neighbours)) for sign in (LID(k=self.k), LID(k=half), LOF(k=half))
         )
         neighbourhood = rank_share(_fisher(wide, np.maximum(narrow, ratio)))
-        return _fisher(neighbourhood, rank_share(Flicker(slight=self.slight).score(evidence)))
+        return _fisher(neighbourhood, rank_share(Flicker(eps=self.eps).score(inputs)))
 
-    def rows(self, table: Neighbours) -> np.ndarray:
+    def score_rows(self, table: Neighbours) -> np.ndarray:
         raise TypeError("Tandem has no score of reference rows: of these, nobody looked at the images")
 
 

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from attacks import ArrayPairs, Attack, NoAttack, PoisonedCaptions, PoisonPlan, draw_plan
+from attacks import ArrayPairs, Attack, NoAttack, PoisonedPairs, PoisonPlan, draw_plan
 
 CONF = Path(__file__).parents[2] / "conf"
 SCALES = {"demo": (32, 20000), "paper": (224, 20000)}  # name: (canvas side, samples that rates refer to)
@@ -37,7 +37,7 @@ def weights(tmp_path_factory) -> str:
     """A generator for BLTO, which has no default."""
     import torch
 
-    from attacks.blto import generator
+    from attacks.triggers.blto import generator
 
     path = tmp_path_factory.mktemp("blto") / "generator.pt"
     with torch.random.fork_rng(devices=[]):
@@ -110,7 +110,7 @@ def test_plan_names_triggers_and_targets_of_the_attack(case):
 
 def test_poisoned_captions_name_the_target_unless_kept(case):
     attack, pairs, plan = case
-    poisoned = PoisonedCaptions(pairs, plan, attack)
+    poisoned = PoisonedPairs(pairs, plan, attack)
     if attack.captions == "keep":
         assert poisoned.captions == pairs.captions
     assert all(target in caption for caption, target in zip(plan.captions, plan.targets, strict=True))
@@ -119,7 +119,7 @@ def test_poisoned_captions_name_the_target_unless_kept(case):
 def test_only_poisoned_rows_change_and_the_clean_data_stays(case):
     attack, pairs, plan = case
     before = pairs.pixels.copy()
-    poisoned = PoisonedCaptions(pairs, plan, attack)
+    poisoned = PoisonedPairs(pairs, plan, attack)
     rows = np.arange(len(pairs))
     images = poisoned.images(rows)
     assert images.dtype == np.uint8
@@ -132,7 +132,7 @@ def test_only_poisoned_rows_change_and_the_clean_data_stays(case):
 
 def shown(attack: Attack, name: str, images: np.ndarray) -> np.ndarray:
     trigger = attack.trigger(name)
-    return trigger.apply_batch(images, [trigger.test_parameters(images.shape[1])] * len(images))
+    return trigger.apply(images, [trigger.test_parameters(images.shape[1])] * len(images))
 
 
 def test_trigger_is_deterministic_never_in_place_and_the_same_alone_and_in_a_batch(case):
@@ -144,7 +144,7 @@ def test_trigger_is_deterministic_never_in_place_and_the_same_alone_and_in_a_bat
         assert not np.shares_memory(out, images)
         assert out.dtype == np.uint8
         assert np.array_equal(out, shown(attack, trigger.name, images))
-        one_by_one = [trigger.apply(image, trigger.test_parameters(len(image))) for image in images]
+        one_by_one = [trigger.apply_one(image, trigger.test_parameters(len(image))) for image in images]
         assert np.abs(out - np.stack(one_by_one).astype(int)).max() <= 1  # a network's sums may round apart
 
 
@@ -158,7 +158,9 @@ def test_trigger_survives_the_evaluation_transform(case):
     for name in attack.success_triggers:
         if attack.trigger(name).source_count:
             continue
-        floats = transforms.to_dtype(torch.from_numpy(attack.triggered(images, name)), torch.float32, scale=True)
+        floats = transforms.to_dtype(
+            torch.from_numpy(attack.trigger_test_images(images, name)), torch.float32, scale=True
+        )
         seen = transforms.to_dtype(floats, torch.uint8, scale=True).numpy()
         differ = np.abs(seen.astype(int) - images) >= LEVELS
         assert differ.mean(axis=(1, 2, 3)).min() >= CHANGED
@@ -166,10 +168,10 @@ def test_trigger_survives_the_evaluation_transform(case):
 
 def test_poisons_differ_from_clean_by_the_trigger_alone(case):
     attack, pairs, plan = case
-    poisoned = PoisonedCaptions(pairs, plan, attack)
+    poisoned = PoisonedPairs(pairs, plan, attack)
     row_of = {id: row for row, id in enumerate(pairs.ids.tolist())}
     for i, id in enumerate(plan.ids.tolist()):
         row = row_of[id]
         base = row_of[plan.parameters[i].get("source", id)]
-        expected = attack.trigger(plan.triggers[i]).apply(pairs.pixels[base], plan.parameters[i])
+        expected = attack.trigger(plan.triggers[i]).apply_one(pairs.pixels[base], plan.parameters[i])
         assert np.abs(poisoned.images(np.array([row]))[0] - expected.astype(int)).max() == 0

@@ -11,14 +11,14 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from detect import Detector, Embeddings, Evidence, LocalDetector
+from detect import Detector, DetectorInputs, Embeddings, LocalDetector
 from detect.clip_score import cosine
 
 FOLDER = Path(__file__).parents[2] / "conf" / "detector"
 NAMES = sorted(path.stem for path in FOLDER.glob("[!_]*.yaml"))
 ROOT = {
     "seed": 0,
-    "scale": {"k": 5, "lid_k": 8},
+    "scale": {"k": 5, "wide_k": 8},
     "neighbours": {"scope": "full", "batch_size": 64, "modality": "image", "backend": "auto"},
 }
 OPTIONAL = {"pyod": "pyod", "cleanlab": "cleanlab"}  # detector -> package of the extra `detectors`
@@ -56,7 +56,7 @@ WORDS = ["boat", "cat", "tree", "bird", "lamp", "shoe"]
 
 
 @cache
-def evidence(name) -> Evidence:
+def inputs(name) -> DetectorInputs:
     """Samples of three kinds, the last PLANTED of which are suspicious in every way that a detector may look at."""
     rng = np.random.default_rng(0)
     kinds = np.arange(N) % len(WORDS)
@@ -76,7 +76,7 @@ def evidence(name) -> Evidence:
     embeddings = Embeddings(np.arange(N) + 100, image.astype(np.float32), text.astype(np.float32))
     agreement = cosine(embeddings)[:, None] - 0.1 * rng.random((N, 5))
     agreement[planted, 2] -= 0.9
-    return Evidence(embeddings, captions, losses, Encoder(), lambda rows: pixels[rows], agreement)
+    return DetectorInputs(embeddings, captions, losses, Encoder(), lambda rows: pixels[rows], agreement)
 
 
 def test_every_file_is_a_detector_of_the_package():
@@ -89,7 +89,7 @@ def test_every_file_is_a_detector_of_the_package():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_higher_is_more_suspicious(name):
-    scores = detector(name).score(evidence(name))
+    scores = detector(name).score(inputs(name))
     assert scores.shape == (N,)
     assert scores.dtype == np.float64
     planted, clean = scores[-PLANTED:], scores[:-PLANTED]
@@ -98,7 +98,7 @@ def test_higher_is_more_suspicious(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_deterministic_and_inputs_are_left_alone(name):
-    given = evidence(name)
+    given = inputs(name)
     before = [given.embeddings.image.copy(), given.embeddings.text.copy(), given.losses.copy()]
     state = torch.get_rng_state(), json.dumps(np.random.get_state()[1].tolist())  # noqa: NPY002  that it is not used
     first = detector(name).score(given)
@@ -112,7 +112,7 @@ def test_deterministic_and_inputs_are_left_alone(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_scores_of_duplicates_are_finite(name):
-    given = evidence(name)
+    given = inputs(name)
     image, text = given.embeddings.image.copy(), given.embeddings.text.copy()
     image[:40], text[:20] = image[0], text[0]  # more than k
     embeddings = Embeddings(given.embeddings.ids, image, text)
@@ -124,7 +124,7 @@ def test_scores_of_duplicates_are_finite(name):
 def test_missing_evidence_is_named(name):
     made = detector(name)
     for missing in sorted(made.needs):
-        given = evidence(name)
+        given = inputs(name)
         embeddings = given.embeddings if missing != "text" else Embeddings.of(given.embeddings.image)
         parts = {
             key: getattr(given, key)
@@ -132,14 +132,14 @@ def test_missing_evidence_is_named(name):
             if key != missing
         }
         with pytest.raises(ValueError, match=f"{type(made).__name__} needs {missing}, and none was given"):
-            made.score(Evidence(embeddings, **parts))
+            made.score(DetectorInputs(embeddings, **parts))
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("forest", "pyod")])
 def test_row_order_makes_no_difference(name):
-    given = evidence(name)
+    given = inputs(name)
     order = np.random.default_rng(1).permutation(N)
-    moved = Evidence(
+    moved = DetectorInputs(
         Embeddings(given.embeddings.ids[order], given.embeddings.image[order], given.embeddings.text[order]),
         [given.captions[i] for i in order],
         given.losses[order],
@@ -156,9 +156,9 @@ def test_row_order_makes_no_difference(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_only_detectors_that_use_length_can_normalise(name):
     made = detector(name)
-    assert made.uses_length == hasattr(made, "normalise")
-    if made.uses_length:
-        given = evidence(name)
+    assert made.norm_sensitive == hasattr(made, "normalise")
+    if made.norm_sensitive:
+        given = inputs(name)
         long = given.embeddings.image * np.linspace(1, 9, N)[:, None].astype(np.float32)
         other = replace(given, embeddings=Embeddings(given.embeddings.ids, long, given.embeddings.text))
         same = detector(name, normalise=True)
@@ -170,12 +170,12 @@ def test_local_detectors_take_every_scope_and_convention(name):
     made = detector(name)
     if not isinstance(made, LocalDetector):
         pytest.skip("not a local detector")
-    given = evidence(name)
+    given = inputs(name)
     for changes in (
         {"scope": "batch", "batch_size": 40},
         {"modality": "joint"},
         {"scope": "batch", "batch_size": 40, "modality": "joint"},
-        {"convention": "reference", "scope": "batch", "batch_size": 40},
+        {"convention": "paper_code", "scope": "batch", "batch_size": 40},
     ):
         if name in ("lof", "tandem") and "convention" in changes:
             continue  # the public code has neither

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from training_example import TINY_CONV, Noise, TinyViT, processes
 
-from experiments import distributed
-from experiments.batches import Shift
-from experiments.embed import agreement_of_views, embed, save
-from experiments.recipe import Training
-from experiments.train import train
+from experiments.clip.embed import agreement_of_views, embed, save
+from experiments.runtime import distributed
+from experiments.training.batches import Shift
+from experiments.training.config import TrainConfig
+from experiments.training.trainer import train
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,7 +33,7 @@ def trained(folder, world, spec, **options):
     }  # fmt: skip
 
     def task():
-        train(spec, Training(**settings | options), Noise(42), folder, seed=1)
+        train(spec, TrainConfig(**settings | options), Noise(42), folder, seed=1)
 
     folder.mkdir()
     assert processes(world, task) == [0] * world
@@ -100,7 +100,7 @@ def test_two_processes_embed_to_the_same_bits(n, tmp_path):
 
 TINY = [
     "data.pairs=200", "data.test_per_class=2", "data.classes=4", "scale.attacks.badnets.rate=0.02",
-    "train.epochs=1", "train.batch_size=100", "neighbours.batch_size=100", "scale.k=8", "scale.lid_k=8",
+    "train.epochs=1", "train.batch_size=100", "neighbours.batch_size=100", "scale.k=8", "scale.wide_k=8",
     "logger=disabled", "detector=[tandem,dao]", "runtime.workers=1", "runtime.threads=1",
 ]  # fmt: skip
 
@@ -109,9 +109,9 @@ def run_here(store):
     """All stages in this process."""
     from hydra import compose, initialize_config_dir
 
-    from experiments import config as schema
-    from experiments.pipeline import run
-    from experiments.study import Study
+    from experiments.pipeline import config as schema
+    from experiments.pipeline.evaluation import run
+    from experiments.pipeline.study import Study
 
     schema.register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):

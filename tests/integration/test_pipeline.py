@@ -9,14 +9,14 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from experiments import config as schema
-from experiments.pipeline import run
-from experiments.study import Study
+from experiments.pipeline import config as schema
+from experiments.pipeline.evaluation import run
+from experiments.pipeline.study import Study
 
 TINY = [
     "data.pairs=600", "data.test_per_class=2", "data.classes=4", "train.epochs=1",
     "scale.attacks.badnets.rate=0.02", "train.batch_size=100", "neighbours.batch_size=200", "scale.k=8",
-    "scale.lid_k=8", "logger=disabled",
+    "scale.wide_k=8", "logger=disabled",
     "detector=[slof,dao,forest,norm]", "detector.forest.trees=10", "runtime.workers=1",
 ]  # fmt: skip
 

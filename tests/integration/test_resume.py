@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from training_example import TINY_CONV, Noise, TinyViT, processes
 
-from experiments import distributed
-from experiments.batches import Shift
-from experiments.recipe import Training
-from experiments.train import train
+from experiments.runtime import distributed
+from experiments.training.batches import Shift
+from experiments.training.config import TrainConfig
+from experiments.training.trainer import train
 
 STEPS = 5  # an epoch's
 
@@ -40,7 +40,7 @@ class Killing(Noise):
 def trained(pairs, folder, spec, **options):
     """Train in this process; with a checkpoint after every step where it is going to be killed."""
     torch.set_num_threads(1)
-    training = Training(
+    training = TrainConfig(
         epochs=2, batch_size=8, lr=1e-2, warmup_epochs=0.5, precision="float32", augment=Shift(2), **options
     )
     seconds = 0 if isinstance(pairs, Killing) else 20

@@ -13,20 +13,20 @@ import torch
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
-from analysis.tasks import perform
-from experiments import config as schema
-from experiments.shapes_export import Export
-from experiments.study import Study
+from experiments.data.shapes.export import Export
+from experiments.pipeline import config as schema
+from experiments.pipeline.study import Study
+from experiments.tasks.perform import perform
 
 ROOT = Path(__file__).parents[2]
 TINY = [
     "data.pairs=400", "data.test_per_class=8", "data.classes=4", "train.epochs=1",
     "scale.attacks.badnets.rate=0.05", "train.batch_size=100", "neighbours.batch_size=100", "scale.k=8",
-    "scale.lid_k=8", "logger=disabled", "detector=[slof,dao]", "normalise=[true]", "runtime.workers=1",
+    "scale.wide_k=8", "logger=disabled", "detector=[slof,dao]", "normalise=[true]", "runtime.workers=1",
 ]  # fmt: skip
 SHARDS = [
-    "task=scan", "data=webdataset", "data.size=32", "data.max_bad=0.5", "neighbours.batch_size=30", "scale.k=8",
-    "scale.lid_k=8", "logger=disabled", "detector=[slof,dao]", "normalise=[true]", "runtime.workers=1",
+    "task=scan", "data=webdataset", "data.size=32", "data.max_damaged=0.5", "neighbours.batch_size=30", "scale.k=8",
+    "scale.wide_k=8", "logger=disabled", "detector=[slof,dao]", "normalise=[true]", "runtime.workers=1",
 ]  # fmt: skip
 
 DECODERS = ("pillow", "torchvision")

@@ -124,7 +124,7 @@ def example_result(
             row = {
                 **{key: value for key, value in facts.items() if key != "target"},
                 "detector": name, "normalise": normalise, "scope": "batch", "scope_size": 2048,
-                "modality": "image", "k": 32, "embedded": asr is not None and asr >= 0.5, "rate": rate,
+                "modality": "image", "k": 32, "attack_succeeded": asr is not None and asr >= 0.5, "rate": rate,
                 "seconds": float(rng.uniform(0.2, 4)), "memory_mb": 12.5, "epochs": 6, "status": "ok",
                 "error": None,
                 **changes,
@@ -162,7 +162,7 @@ def write_store(root: Path, results: Sequence[SimpleNamespace]) -> Path:
     import pyarrow.parquet as pq
 
     from attacks import BadNets, PoisonPlan
-    from experiments.pairs import save_captions
+    from experiments.data.pairs import save_captions
 
     def stage(name: str, content: Any, inputs: dict[str, str], **config: Any) -> tuple[Path, str]:
         key = hashlib.sha256(json.dumps([name, content], sort_keys=True).encode()).hexdigest()[:16]

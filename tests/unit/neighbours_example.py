@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from detect import nearest
+from detect.search import knn as nearest
 
 
 def brute(queries: np.ndarray, base: np.ndarray, k: int, own: np.ndarray | None = None):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from analysis.hindsight import hindsight, markdown
+from analysis.oracle_k import hindsight, markdown
 from analysis.tables import frame
 
 USUAL = {

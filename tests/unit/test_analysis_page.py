@@ -17,8 +17,8 @@ from analysis_example import example_result, write_store
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from analysis import page
-from analysis.cells import cell_frame, read_cells
+from analysis.pages import results as page
+from analysis.stored_cells import cell_frame, read_cells
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)

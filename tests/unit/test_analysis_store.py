@@ -13,9 +13,11 @@ import pytest
 from analysis_example import ExampleCell, example_result, example_sweep, write_store
 from sklearn.metrics import roc_auc_score
 
-from analysis import ablations, grid, published, written
+from analysis import ablations, published
+from analysis import aggregate as grid
+from analysis import table_export as written
 from analysis.__main__ import main
-from analysis.cells import StoredCell, case, cell_frame, read_cells, scenes
+from analysis.stored_cells import StoredCell, case, cell_frame, read_cells, scenes
 
 ROOT = Path(__file__).parents[2]
 
@@ -140,7 +142,7 @@ def test_failed_missing_and_control_cells_are_rows_with_their_state(summary):
     state = {(r.case, r.detector, r.normalise): r for r in summary.itertuples()}
     failed = state["wanet", "lid", True]
     assert (failed.status, failed.error) == ("failed", "ValueError: lid: k=32 must be below n=30")
-    assert not failed.embedded
+    assert not failed.attack_succeeded
     assert state["badnets@clean", "slof", True].control
     assert state["mislabel", "slof", True].control
     assert state["badnets", "norm", False].control

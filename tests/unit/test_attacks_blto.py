@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from attacks import BLTO
-from attacks.blto import generator
+from attacks.triggers.blto import generator
 
 
 def saved(path, state) -> str:
@@ -40,7 +40,7 @@ def test_a_generator_trained_here_moves_images_towards_its_aim_within_the_bound(
         loss.backward()
         optimiser.step()
     trigger = BLTO(weights=saved(tmp_path / "g.pt", {"state_dict": net.state_dict()}))
-    moved = trigger.apply_batch(canvases, [{}] * 70).astype(int) - canvases
+    moved = trigger.apply(canvases, [{}] * 70).astype(int) - canvases
     assert np.abs(moved).max() == 8
     red, green, blue = moved.mean(axis=(0, 1, 2))
     assert red > 2 > -2 > max(green, blue)
@@ -52,7 +52,7 @@ def test_result_is_the_clipped_output_of_the_network(tmp_path, net, canvases):
     with torch.no_grad():
         made = net.eval()(x).permute(0, 2, 3, 1).numpy() * 255.0
     expected = np.clip(np.clip(made, canvases - 5.0, canvases + 5.0), 0, 255)
-    out = trigger.apply_batch(canvases, [{}] * 70)
+    out = trigger.apply(canvases, [{}] * 70)
     assert np.abs(out - expected).max() <= 0.5 + 1e-2
     assert trigger.files == (str(tmp_path / "g.pt"),)
 
@@ -67,8 +67,8 @@ def test_width_and_depth_are_read_off_the_file_and_the_random_state_is_left_alon
 
 def test_a_trigger_that_has_read_its_network_can_be_sent_to_a_worker(tmp_path, net, canvases):
     trigger = BLTO(weights=saved(tmp_path / "g.pt", net.state_dict()))
-    out = trigger.apply(canvases[0], {})
-    assert np.array_equal(pickle.loads(pickle.dumps(trigger)).apply(canvases[0], {}), out)
+    out = trigger.apply_one(canvases[0], {})
+    assert np.array_equal(pickle.loads(pickle.dumps(trigger)).apply_one(canvases[0], {}), out)
 
 
 def test_without_weights_the_error_names_the_option():
@@ -99,7 +99,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path, net):
     for i, (content, words) in enumerate(cases):
         trigger = BLTO(weights=saved(tmp_path / f"{i}.pt", content))
         with pytest.raises(ValueError, match=f"(?s){words}"):
-            trigger.apply(np.zeros((16, 16, 3), np.uint8), {})
+            trigger.apply_one(np.zeros((16, 16, 3), np.uint8), {})
 
 
 def test_bound_and_canvas_are_checked(tmp_path, net):

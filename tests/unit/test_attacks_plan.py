@@ -17,7 +17,7 @@ from attacks import (
     Identity,
     NoAttack,
     Pairs,
-    PoisonedCaptions,
+    PoisonedPairs,
     PoisonPlan,
     WaNet,
     draw_plan,
@@ -41,7 +41,7 @@ def test_array_pairs_and_poisoned_captions_are_pairs():
     pairs = some_pairs()
     attack = badnets()
     assert isinstance(pairs, Pairs)
-    assert isinstance(PoisonedCaptions(pairs, draw_plan(attack, pairs, 0), attack), Pairs)
+    assert isinstance(PoisonedPairs(pairs, draw_plan(attack, pairs, 0), attack), Pairs)
 
 
 def test_same_seed_same_plan_other_seed_other_plan():
@@ -120,7 +120,7 @@ def test_mixed_captions_are_half_prompts_half_real():
 def test_keep_leaves_the_captions():
     pairs = some_pairs()
     attack = badnets(captions="keep")
-    assert PoisonedCaptions(pairs, draw_plan(attack, pairs, 0), attack).captions == pairs.captions
+    assert PoisonedPairs(pairs, draw_plan(attack, pairs, 0), attack).captions == pairs.captions
 
 
 def test_a_word_counts_as_a_whole_and_in_any_case():
@@ -162,7 +162,7 @@ def test_empty_plan_survives_parquet(tmp_path):
     plan = draw_plan(NoAttack(), pairs, 0)
     plan.save(tmp_path / "plan.parquet")
     assert len(PoisonPlan.load(tmp_path / "plan.parquet")) == 0
-    poisoned = PoisonedCaptions(pairs, plan, NoAttack())
+    poisoned = PoisonedPairs(pairs, plan, NoAttack())
     assert not poisoned.is_poison.any()
     assert poisoned.captions == pairs.captions
 
@@ -200,7 +200,7 @@ def test_clean_rows_are_bit_identical_and_poisoned_rows_are_the_trigger():
     pairs = some_pairs()
     attack = badnets(rate=0.2, triggers=[BadNets(size=4), SIG()])
     plan = draw_plan(attack, pairs, 0)
-    poisoned = PoisonedCaptions(pairs, plan, attack)
+    poisoned = PoisonedPairs(pairs, plan, attack)
     before = pairs.pixels.copy()
     images = poisoned.images(np.arange(len(pairs)))
     assert np.array_equal(pairs.pixels, before)
@@ -214,7 +214,7 @@ def test_clean_rows_are_bit_identical_and_poisoned_rows_are_the_trigger():
             assert poisoned.captions[row] == pairs.captions[row]
         else:
             trigger = attack.trigger(plan.triggers[i])
-            assert np.array_equal(images[row], trigger.apply(pairs.pixels[row], plan.parameters[i]))
+            assert np.array_equal(images[row], trigger.apply_one(pairs.pixels[row], plan.parameters[i]))
             assert (images[row] != pairs.pixels[row]).any()
             assert poisoned.captions[row] == plan.captions[i]
 
@@ -222,7 +222,7 @@ def test_clean_rows_are_bit_identical_and_poisoned_rows_are_the_trigger():
 def test_rows_may_come_in_any_batch_and_order():
     pairs = some_pairs()
     attack = badnets(rate=0.3)
-    poisoned = PoisonedCaptions(pairs, draw_plan(attack, pairs, 0), attack)
+    poisoned = PoisonedPairs(pairs, draw_plan(attack, pairs, 0), attack)
     whole = poisoned.images(np.arange(len(pairs)))
     rows = np.array([7, 399, 7, 0, 12, 13, 14])
     assert np.array_equal(poisoned.images(rows), whole[rows])
@@ -237,7 +237,7 @@ def test_pairs_that_hand_out_views_are_not_written_to():
     base = some_pairs()
     pairs = Views(base.pixels.copy(), base.captions, base.ids)
     attack = badnets(rate=1.0)
-    PoisonedCaptions(pairs, draw_plan(attack, pairs, 0), attack).images(np.arange(len(pairs)))
+    PoisonedPairs(pairs, draw_plan(attack, pairs, 0), attack).images(np.arange(len(pairs)))
     assert np.array_equal(pairs.pixels, base.pixels)
 
 
@@ -246,23 +246,23 @@ def test_a_plan_for_other_data_is_refused():
     attack = badnets()
     plan = draw_plan(attack, pairs, 0)
     with pytest.raises(ValueError, match="drawn for other data"):
-        PoisonedCaptions(replace(pairs, ids=pairs.ids + 10**6), plan, attack)
+        PoisonedPairs(replace(pairs, ids=pairs.ids + 10**6), plan, attack)
     with pytest.raises(ValueError, match=r"trigger of attack .*'sig'.*got 'badnets'"):
-        PoisonedCaptions(pairs, plan, badnets(triggers=[SIG()]))
+        PoisonedPairs(pairs, plan, badnets(triggers=[SIG()]))
     with pytest.raises(ValueError, match="ids of the pairs must be unique"):
-        PoisonedCaptions(replace(pairs, ids=np.zeros(len(pairs))), plan, attack)
+        PoisonedPairs(replace(pairs, ids=np.zeros(len(pairs))), plan, attack)
 
 
 def test_triggered_shows_test_images_as_the_attacker_would():
     images = some_pairs().pixels[:3]
     attack = badnets(triggers=[BadNets(size=4), SIG()])
-    out = attack.triggered(images, "badnets")
+    out = attack.trigger_test_images(images, "badnets")
     assert np.array_equal(out[:, 6:10, 6:10], np.broadcast_to(out[0, 6:10, 6:10], (3, 4, 4, 3)))
     assert np.array_equal(np.delete(out, range(6, 10), axis=1), np.delete(images, range(6, 10), axis=1))
     with pytest.raises(ValueError, match=r"several triggers, name one of \['badnets', 'sig'\]"):
-        attack.triggered(images)
+        attack.trigger_test_images(images)
     with pytest.raises(ValueError, match="did you mean 'badnets'"):
-        attack.triggered(images, "badnet")
+        attack.trigger_test_images(images, "badnet")
 
 
 def test_success_is_measured_only_for_triggers_that_change_the_image():
@@ -303,7 +303,7 @@ def test_bad_settings_are_refused_by_name_before_any_work(make, words):
 
 def test_importing_attacks_loads_nothing_heavy():
     code = (
-        "import sys, attacks; attacks.draw_plan, attacks.PoisonedCaptions, attacks.WaNet, attacks.Nashville\n"
+        "import sys, attacks; attacks.draw_plan, attacks.PoisonedPairs, attacks.WaNet, attacks.Nashville\n"
         "print([m for m in ('torch', 'open_clip', 'pyarrow', 'pandas', 'PIL') if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

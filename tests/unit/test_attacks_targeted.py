@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from attacks import ArrayPairs, Attack, BadNets, PoisonedCaptions, Targeted, draw_plan
+from attacks import ArrayPairs, Attack, BadNets, PoisonedPairs, Targeted, draw_plan
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def attack() -> Attack:
 
 
 def test_all_poisons_show_the_one_source_image(pairs, attack):
-    poisoned = PoisonedCaptions(pairs, draw_plan(attack, pairs, 0), attack)
+    poisoned = PoisonedPairs(pairs, draw_plan(attack, pairs, 0), attack)
     source = poisoned.source_images()
     assert source.shape == (1, 16, 16, 3)
     images = poisoned.images(np.arange(300))
@@ -41,7 +41,7 @@ def test_the_source_keeps_no_clean_caption_and_does_not_depend_on_the_rate(pairs
 
 def test_several_sources_share_the_poisons(pairs, attack):
     attack = replace(attack, triggers=[Targeted(sources=3)])
-    poisoned = PoisonedCaptions(pairs, draw_plan(attack, pairs, 0), attack)
+    poisoned = PoisonedPairs(pairs, draw_plan(attack, pairs, 0), attack)
     sources = poisoned.source_images("targeted")
     shown = poisoned.images(np.flatnonzero(poisoned.is_poison))
     assert len(sources) == 3
@@ -50,13 +50,13 @@ def test_several_sources_share_the_poisons(pairs, attack):
 
 def test_success_is_the_source_image_for_targeted_and_triggered_tests_for_the_rest(pairs, attack):
     test_images = pairs.pixels[:5]
-    targeted = PoisonedCaptions(pairs, draw_plan(attack, pairs, 0), attack)
-    assert np.array_equal(targeted.success_images(test_images), targeted.source_images())
-    with pytest.raises(ValueError, match=r"use PoisonedCaptions.success_images"):
-        attack.triggered(test_images)
+    targeted = PoisonedPairs(pairs, draw_plan(attack, pairs, 0), attack)
+    assert np.array_equal(targeted.trigger_test_images(test_images), targeted.source_images())
+    with pytest.raises(ValueError, match=r"use PoisonedPairs.trigger_test_images"):
+        attack.trigger_test_images(test_images)
     badnets = Attack(name="b", rate=0.1, triggers=[BadNets(size=4)])
-    other = PoisonedCaptions(pairs, draw_plan(badnets, pairs, 0), badnets)
-    assert np.array_equal(other.success_images(test_images), badnets.triggered(test_images))
+    other = PoisonedPairs(pairs, draw_plan(badnets, pairs, 0), badnets)
+    assert np.array_equal(other.trigger_test_images(test_images), badnets.trigger_test_images(test_images))
 
 
 def test_more_sources_than_poisons_are_refused(pairs, attack):
@@ -67,7 +67,7 @@ def test_more_sources_than_poisons_are_refused(pairs, attack):
 
 def test_clean_label_keeps_captions_and_poisons_only_the_target(pairs):
     attack = Attack(name="c", rate=0.05, captions="keep", rows="target", triggers=[BadNets(size=4)])
-    poisoned = PoisonedCaptions(pairs, draw_plan(attack, pairs, 0), attack)
+    poisoned = PoisonedPairs(pairs, draw_plan(attack, pairs, 0), attack)
     assert poisoned.captions == pairs.captions
     assert poisoned.is_poison.sum() == 15
     assert not poisoned.is_poison[np.arange(300) % 10 != 0].any()

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from attacks import SIG, BadNets, Blended, Identity, Nashville, WaNet
-from attacks.blended import mosaic
-from attacks.wanet import smooth_field
+from attacks.triggers.blended import mosaic
+from attacks.triggers.wanet import smooth_field
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def smooth_canvas(size: int = 32) -> np.ndarray:
 
 
 def test_badnets_pastes_white_dots_at_even_rows_and_columns(canvas):
-    out = BadNets(size=5).apply(canvas, {"top": 3, "left": 7})
+    out = BadNets(size=5).apply_one(canvas, {"top": 3, "left": 7})
     for row in range(32):
         for column in range(32):
             inside = 3 <= row < 8 and 7 <= column < 12
@@ -43,7 +43,7 @@ def test_badnets_is_at_the_centre_at_test_time_or_when_asked():
 def test_blended_is_the_weighted_mean_with_its_pattern(canvas):
     trigger = Blended(alpha=0.3)
     expected = np.rint(0.7 * canvas.astype(float) + 0.3 * trigger.picture(32).astype(float))
-    difference = np.abs(trigger.apply(canvas, {}).astype(float) - expected)
+    difference = np.abs(trigger.apply_one(canvas, {}).astype(float) - expected)
     assert difference.max() <= 1
     assert (difference > 0).mean() < 0.01  # ties only
 
@@ -60,13 +60,13 @@ def test_blended_takes_a_picture_from_a_file(tmp_path, canvas):
     red[..., 0] = 200
     Image.fromarray(red).save(tmp_path / "red.png")
     trigger = Blended(alpha=1.0, pattern=str(tmp_path / "red.png"))
-    assert np.array_equal(trigger.apply(canvas, {}), np.broadcast_to([200, 0, 0], (32, 32, 3)))
+    assert np.array_equal(trigger.apply_one(canvas, {}), np.broadcast_to([200, 0, 0], (32, 32, 3)))
     assert trigger.files == (str(tmp_path / "red.png"),)
 
 
 def test_sig_adds_a_sine_along_the_columns():
     grey = np.full((32, 32, 3), 128, np.uint8)
-    out = SIG(amplitude=30, periods=6).apply(grey, {})
+    out = SIG(amplitude=30, periods=6).apply_one(grey, {})
     sine = np.array([128 + 30 * np.sin(2 * np.pi * 6 * j / 32) for j in range(32)])
     assert np.array_equal(out, np.broadcast_to(np.rint(sine)[None, :, None], (32, 32, 3)))
 
@@ -74,14 +74,14 @@ def test_sig_adds_a_sine_along_the_columns():
 def test_sig_clips_and_never_wraps():
     for level in (0, 255):
         flat = np.full((32, 32, 3), level, np.uint8)
-        out = SIG(amplitude=60).apply(flat, {}).astype(int)
+        out = SIG(amplitude=60).apply_one(flat, {}).astype(int)
         assert np.abs(out - level).max() == 60
         assert np.sign(out - level).min() == (0 if level == 0 else -1)
 
 
 def test_sig_reference_variant_blends_the_stripes():
     grey = np.full((32, 32, 3), 100, np.uint8)
-    out = SIG(amplitude=60, variant="reference").apply(grey, {})
+    out = SIG(amplitude=60, variant="reference").apply_one(grey, {})
     sine = np.array([80 + 0.2 * 60 * np.sin(2 * np.pi * 6 * j / 32) for j in range(32)])
     assert np.abs(out[:, :, 0] - sine[None]).max() <= 0.5 + 1e-4
 
@@ -97,12 +97,12 @@ def test_wanet_samples_the_image_at_the_displaced_points():
     rows, columns = np.mgrid[:32, :32]
     x, y = np.clip(columns + field[..., 0], 0, 31), np.clip(rows + field[..., 1], 0, 31)
     expected = np.stack([4 * x + 40, 4 * y + 40, 2 * y + 2 * x + 40], -1)
-    out = WaNet(shift=2.5, grid=8).apply(smooth_canvas(), {})
+    out = WaNet(shift=2.5, grid=8).apply_one(smooth_canvas(), {})
     assert np.abs(out - expected).max() <= 0.5 + 1e-3
 
 
 def test_wanet_field_depends_on_its_seed_alone():
-    one, same, other = (WaNet(shift=2.5, grid=8, seed=s).apply(smooth_canvas(), {}) for s in (1, 1, 2))
+    one, same, other = (WaNet(shift=2.5, grid=8, seed=s).apply_one(smooth_canvas(), {}) for s in (1, 1, 2))
     assert np.array_equal(one, same)
     assert (one != other).mean() > 0.5
 
@@ -111,11 +111,11 @@ def test_nashville_is_the_filter_of_pilgram(canvas):
     import pilgram
 
     expected = np.asarray(pilgram.nashville(Image.fromarray(canvas)))
-    assert np.array_equal(Nashville().apply(canvas, {}), expected)
+    assert np.array_equal(Nashville().apply_one(canvas, {}), expected)
 
 
 def test_identity_returns_an_equal_copy(canvas):
-    out = Identity().apply(canvas, {})
+    out = Identity().apply_one(canvas, {})
     assert np.array_equal(out, canvas)
     assert not np.shares_memory(out, canvas)
 
@@ -143,6 +143,6 @@ def test_bad_settings_are_refused_by_name(make, words):
 @pytest.mark.parametrize("shape", [(2, 32, 30, 3), (2, 32, 32), (2, 32, 32, 4)])
 def test_only_square_colour_canvases_are_taken(shape):
     with pytest.raises(ValueError, match="square uint8 canvases"):
-        Identity().apply_batch(np.zeros(shape, np.uint8), [{}, {}])
+        Identity().apply(np.zeros(shape, np.uint8), [{}, {}])
     with pytest.raises(ValueError, match="float64"):
-        Identity().apply_batch(np.zeros((1, 32, 32, 3)), [{}])
+        Identity().apply(np.zeros((1, 32, 32, 3)), [{}])

@@ -7,11 +7,14 @@ import pytest
 import torch
 
 from detect import Embeddings, NeighbourSearch, find_neighbours
-from experiments import bench, bench_gpu, bench_processes, bench_training
-from experiments.data_jpegs import JPEGDecoder
-from experiments.pairs import open_pairs
-from experiments.shapes_export import Export
-from experiments.shards import Shards
+from experiments.bench import gpu as bench_gpu
+from experiments.bench import neighbours as bench
+from experiments.bench import processes as bench_processes
+from experiments.bench import training as bench_training
+from experiments.data.jpeg_batches import JPEGDecoder
+from experiments.data.pairs import open_pairs
+from experiments.data.shapes.export import Export
+from experiments.data.shards import Shards
 
 
 def test_neighbour_checks_pass():

@@ -10,8 +10,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from experiments.clip import STATISTICS, OpenCLIP, SmallCLIP, TrainedModel
-from experiments.tower import Convolution
+from experiments.clip.model import STATISTICS, OpenCLIP, SmallCLIP, TrainedModel
+from experiments.clip.small_tower import Convolution
 
 TINY = {
     "embed_dim": 16,

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from experiments import weights
-from experiments.weights import fit_names, load_checkpoint, read_state_dict, require_architecture
+from experiments.clip import checkpoints as weights
+from experiments.clip.checkpoints import fit_names, load_checkpoint, read_state_dict, require_architecture
 
 
 def small_clip(seed=0, custom=False):
@@ -139,7 +139,7 @@ def no_network(monkeypatch, tmp_path):
 def test_published_weights_without_a_network_are_refused_at_once(options, named, no_network):
     from huggingface_hub import constants
 
-    from experiments.clip import OpenCLIP
+    from experiments.clip.model import OpenCLIP
 
     spec, begin = OpenCLIP(**options), time.monotonic()
     with pytest.raises(

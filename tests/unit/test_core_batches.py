@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.batches import ResizedCrop, Schedule, Shift, Steps
+from experiments.training.batches import ResizedCrop, Schedule, Shift, Steps
 
 
 class Ramp:

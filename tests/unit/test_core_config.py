@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from experiments import config
+from experiments.pipeline import config
 
 FOLDER = Path(__file__).parents[2] / "conf"
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import memory
-from experiments.memory import peak_memory
+from experiments.runtime import peak_memory as memory
+from experiments.runtime.peak_memory import peak_memory
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux counts it")

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from experiments.store import Stage, Store
+from experiments.runtime.store import Stage, Store
 
 
 def stage(**changes):

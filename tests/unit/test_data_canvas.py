@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.data_canvas import Limits, decode, fit
-from experiments.data_damage import Damage, DamageReport, Finding, TooMuchDamage
+from experiments.data.damage import DamageReport, DecodeError, Issue, TooMuchDamage
+from experiments.data.image_decoding import Limits, decode, fit
 
 LIMITS = Limits()
 
@@ -118,15 +118,15 @@ PNG = _bytes(_photo(200, 200), "PNG")
     ],
 )
 def test_damage_by_kind(content, kind):
-    with pytest.raises(Damage) as caught:
+    with pytest.raises(DecodeError) as caught:
         decode(content, 32, LIMITS)
     assert caught.value.kind == kind
 
 
 def test_limits():
-    with pytest.raises(Damage, match=r"too large: .* more than 1,000"):
+    with pytest.raises(DecodeError, match=r"too large: .* more than 1,000"):
         decode(PNG, 32, Limits(max_bytes=1000))
-    with pytest.raises(Damage, match="decompression bomb: 200 x 200 pixels, more than 39,999"):
+    with pytest.raises(DecodeError, match="decompression bomb: 200 x 200 pixels, more than 39,999"):
         decode(PNG, 32, Limits(max_pixels=39_999))
     assert decode(PNG, 32, Limits(max_pixels=40_000)).image.shape == (32, 32, 3)
     with pytest.raises(ValueError, match="min_side must be at least 1, got 0"):
@@ -141,16 +141,16 @@ def test_large_jpeg_read_at_reduced_scale_stays_close():
 
 def test_report_counts_writes_and_stops(tmp_path):
     report = DamageReport()
-    report.add(6, [Finding(3, "a.jpg", "truncated", "x"), Finding(1, "b.jpg", "grey", note=True)])
-    report.add(4, [Finding(8, "c.jpg", "truncated"), Finding(9, "d.jpg", "empty file")])
+    report.add(6, [Issue(3, "a.jpg", "truncated", "x"), Issue(1, "b.jpg", "grey", note=True)])
+    report.add(4, [Issue(8, "c.jpg", "truncated"), Issue(9, "d.jpg", "empty file")])
     assert (report.total, report.bad, report.share) == (10, 3, 0.3)
     assert report.counts() == {"truncated": 2, "empty file": 1}
     assert report.counts(note=True) == {"grey": 1}
-    report.settle(tmp_path, 0.3)
+    report.finalise(tmp_path, 0.3)
     lines = (tmp_path / "damage.csv").read_text().splitlines()
     assert lines == [
         "id,source,kind,detail,left_out", "3,a.jpg,truncated,x,1", "8,c.jpg,truncated,,1",
         "9,d.jpg,empty file,,1", "1,b.jpg,grey,,0",
     ]  # fmt: skip
-    with pytest.raises(TooMuchDamage, match=r"3 of 10 samples left out \(30.00%\).*data.max_bad=0.29"):
-        report.settle(tmp_path, 0.29)
+    with pytest.raises(TooMuchDamage, match=r"3 of 10 samples left out \(30.00%\).*data.max_damaged=0.29"):
+        report.finalise(tmp_path, 0.29)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.data_damage import TooMuchDamage
-from experiments.evalset_folders import ClassFolders
-from experiments.pairs import open_test
+from experiments.data.class_folders import ClassFolders
+from experiments.data.damage import TooMuchDamage
+from experiments.data.pairs import open_test
 
 COLOURS = {"dark_red": (120, 0, 0), "green": (0, 200, 0), "blue": (0, 0, 200)}
 
@@ -41,7 +41,7 @@ def test_damaged_images_are_left_out_and_too_many_stop(tmp_path):
     (tmp_path / "in/green/2.png").write_bytes(b"")
     with pytest.raises(TooMuchDamage, match=r"1 of 12 samples left out \(8.33%\): empty file 1"):
         ClassFolders(path, size=16).build(tmp_path / "out")
-    ClassFolders(path, size=16, max_bad=0.1).build(tmp_path / "out")
+    ClassFolders(path, size=16, max_damaged=0.1).build(tmp_path / "out")
     test = open_test(tmp_path / "out")
     np.testing.assert_array_equal(test.labels, [0] * 4 + [1] * 4 + [2] * 3)
     np.testing.assert_array_equal(test.images(np.array([10]))[0, 8, 8], COLOURS["green"])
@@ -88,7 +88,7 @@ def test_a_flat_folder_is_explained(tmp_path):
     [
         ({"path": "nowhere"}, "no folder 'nowhere'"),
         ({"per_class": 0}, "eval.per_class must be at least 1, got 0"),
-        ({"max_bad": 2}, r"eval.max_bad must lie in \[0, 1\], got 2"),
+        ({"max_damaged": 2}, r"eval.max_damaged must lie in \[0, 1\], got 2"),
         ({"classes": "none.txt"}, "must be 'imagenet' or a file .*no file 'none.txt'"),
     ],
 )

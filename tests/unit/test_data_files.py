@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.data_damage import TooMuchDamage
-from experiments.evalset import caption_labels, frequent_words, read_classes, seeded_shares
-from experiments.files import Files
-from experiments.pairs import open_pairs, open_test
+from experiments.data.damage import TooMuchDamage
+from experiments.data.pairs import open_pairs, open_test
+from experiments.data.tables import Files
+from experiments.data.test_set import caption_labels, frequent_words, read_classes, seeded_shares
 
 COLOURS = {"red": (220, 20, 30), "green": (20, 200, 40), "blue": (30, 40, 220)}
 
@@ -118,7 +118,7 @@ def test_paths_may_not_leave_the_folder(tmp_path):
     with open(table, "a") as stream:
         stream.write(f"../secret.png,one\npictures/link.png,two\n{tmp_path}/secret.png,three\n")
         stream.write(f"{tmp_path}/data/pictures/1.png,inside\npictures,a folder\nnone.png,four\n")
-    _files(table, max_bad=1).build(tmp_path / "built")
+    _files(table, max_damaged=1).build(tmp_path / "built")
     summary = json.loads((tmp_path / "built/damage.json").read_text())
     assert summary["damage"] == {"outside the folder": 3, "missing file": 2}
     assert 63 in open_pairs(tmp_path / "built").ids
@@ -126,20 +126,20 @@ def test_paths_may_not_leave_the_folder(tmp_path):
 
 def test_too_much_damage_stops_with_the_report_and_keeps_the_rest(tmp_path):
     table = _folder(tmp_path / "data")
-    files = _files(table, max_bad=0.01)
-    with pytest.raises(TooMuchDamage, match=r"2 of 60 .*max_bad=0\.01 .*damage.csv.*data\.max_bad=0\.035"):
+    files = _files(table, max_damaged=0.01)
+    with pytest.raises(TooMuchDamage, match=r"2 of 60 .*max_damaged=0\.01 .*damage.csv.*data\.max_damaged=0\.035"):
         files.build(tmp_path / "built")
     assert len((tmp_path / "built/damage.csv").read_text().splitlines()) == 3
     for row in range(60):  # what was read before is not read again
         (tmp_path / f"data/pictures/{row}.png").unlink()
-    _files(table, max_bad=0.04).build(tmp_path / "built")
+    _files(table, max_damaged=0.04).build(tmp_path / "built")
     assert len(open_pairs(tmp_path / "built")) + len(open_test(tmp_path / "built")) == 58
 
 
 def test_a_changed_table_is_read_again(tmp_path):
     table = _folder(tmp_path / "data")
     with pytest.raises(TooMuchDamage):
-        _files(table, max_bad=0).build(tmp_path / "built")
+        _files(table, max_damaged=0).build(tmp_path / "built")
     before = _files(table).fingerprint()
     with open(table, "a") as stream:
         stream.write("pictures/0.png,a red one\n")
@@ -174,7 +174,7 @@ def test_bad_options_found_before_reading_images(tmp_path, options, message):
         ({"root": "nowhere"}, "no folder 'nowhere'"),
         ({"classes": "none.txt"}, "no file 'none.txt'"),
         ({"holdout": 1.0}, r"data.holdout must lie in \[0, 1\), got 1.0"),
-        ({"max_bad": -0.1}, r"data.max_bad must lie in \[0, 1\], got -0.1"),
+        ({"max_damaged": -0.1}, r"data.max_damaged must lie in \[0, 1\], got -0.1"),
     ],
 )
 def test_bad_options_are_refused_on_construction(tmp_path, options, message):

@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 
 from detect.embeddings import unit
-from experiments.clip import OpenCLIP
-from experiments.data_canvas import Limits, decode
-from experiments.data_jpegs import JPEGDecoder, is_plain_jpeg
-from experiments.embed import embed, in_threads
-from experiments.pairs import open_pairs
-from experiments.shapes_export import Export
-from experiments.shards import Shards
+from experiments.clip.embed import embed, in_threads
+from experiments.clip.model import OpenCLIP
+from experiments.data.image_decoding import Limits, decode
+from experiments.data.jpeg_batches import JPEGDecoder, is_plain_jpeg
+from experiments.data.pairs import open_pairs
+from experiments.data.shapes.export import Export
+from experiments.data.shards import Shards
 
 LIMITS = Limits(min_side=8, max_pixels=10_000, max_bytes=50_000)
 
@@ -100,7 +100,7 @@ def test_a_torchvision_without_a_decoder_is_refused(monkeypatch):
 
 def test_shards_are_embedded_alike_by_threads(tmp_path):
     Export(tmp_path / "shards", pairs=60, shards=2, size=64, damage=1).write()
-    Shards(str(tmp_path / "shards"), size=32, holdout=0, max_bad=0.9).build(tmp_path / "data")
+    Shards(str(tmp_path / "shards"), size=32, holdout=0, max_damaged=0.9).build(tmp_path / "data")
     pairs, others = open_pairs(tmp_path / "data"), open_pairs(tmp_path / "data", JPEGDecoder("cpu"))
     rows = np.arange(len(pairs))
     images = others.images(rows)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.pairs import (
+from experiments.data.pairs import (
     ArrayPairs,
     TestSet,
     create_images,

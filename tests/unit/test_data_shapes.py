@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from experiments.pairs import natural_ids
-from experiments.shapes import NATURAL_CAPTION, Shapes, open_pairs, open_test
-from experiments.shapes_captions import PROMPTS
-from experiments.shapes_drawing import MEAN
-from experiments.shapes_outlines import OUTLINES
+from experiments.data.pairs import natural_ids
+from experiments.data.shapes.captions import PROMPTS
+from experiments.data.shapes.drawing import MEAN
+from experiments.data.shapes.outlines import OUTLINES
+from experiments.data.shapes.source import NATURAL_CAPTION, Shapes, open_pairs, open_test
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.data_canvas import Limits, decode
-from experiments.data_damage import TooMuchDamage
-from experiments.data_shard_reading import RangeReader, ShardPairs
-from experiments.data_tar import Fields, index_shard
-from experiments.pairs import open_pairs, open_test
-from experiments.shapes import NATURAL_CAPTION, Shapes
-from experiments.shapes_export import LEFT_OUT, NOTES, Export
-from experiments.shards import IDS_PER_SHARD, Shards, expand
+from experiments.data.damage import TooMuchDamage
+from experiments.data.image_decoding import Limits, decode
+from experiments.data.pairs import open_pairs, open_test
+from experiments.data.shapes.export import LEFT_OUT, NOTES, Export
+from experiments.data.shapes.source import NATURAL_CAPTION, Shapes
+from experiments.data.shard_pairs import RangeReader, ShardPairs
+from experiments.data.shards import IDS_PER_SHARD, Shards, expand
+from experiments.data.tar_index import Fields, index_shard
 
 PAIRS, SHARDS = 240, 4
 
@@ -31,7 +31,7 @@ def damaged(tmp_path_factory):
 @pytest.fixture(scope="module")
 def built(damaged, tmp_path_factory):
     store = tmp_path_factory.mktemp("store")
-    shards = Shards(f"{damaged[0]}/{{00000..00003}}.tar", size=32, max_bad=0.5, holdout=0.1)
+    shards = Shards(f"{damaged[0]}/{{00000..00003}}.tar", size=32, max_damaged=0.5, holdout=0.1)
     shards.build(store / "data/key")
     return shards, store, store / "data/key"
 
@@ -107,7 +107,7 @@ def test_the_index_serves_every_subset_and_size(built):
     index = sorted((store / "index").iterdir())
     assert len(index) == SHARDS
     before = [file.stat().st_mtime_ns for file in index]
-    other = Shards(shards.shards, size=24, subset=100, max_bad=0.5, holdout=0, seed=5)
+    other = Shards(shards.shards, size=24, subset=100, max_damaged=0.5, holdout=0, seed=5)
     other.build(store / "data/other")
     assert [file.stat().st_mtime_ns for file in sorted((store / "index").iterdir())] == before
     subset, whole = open_pairs(store / "data/other"), open_pairs(folder)
@@ -117,7 +117,7 @@ def test_the_index_serves_every_subset_and_size(built):
     assert subset.images(np.arange(3)).shape == (3, 24, 24, 3)
     sound = set(whole.ids) | set(_test_ids(shards, whole))
     assert set(subset.ids) <= sound
-    again = Shards(shards.shards, size=24, subset=100, max_bad=0.5, holdout=0, seed=6)
+    again = Shards(shards.shards, size=24, subset=100, max_damaged=0.5, holdout=0, seed=6)
     again.build(store / "data/again")
     assert set(open_pairs(store / "data/again").ids) != set(subset.ids)
 
@@ -130,7 +130,7 @@ def _test_ids(shards, whole):
 def test_same_result_for_any_number_of_workers_and_for_a_list_or_folder(damaged, built, tmp_path):
     shards, _, folder = built
     for i, given in enumerate([str(damaged[0]), sorted(map(str, damaged[0].glob("*.tar")))]):
-        same = Shards(given, size=32, max_bad=0.5, holdout=0.1)
+        same = Shards(given, size=32, max_damaged=0.5, holdout=0.1)
         assert same.urls == shards.urls
         same.build(tmp_path / str(i), workers=2 - i)
         for part in ("index.arrow", "test/images.npy", "test/labels.npy", "damage.csv"):
@@ -138,7 +138,7 @@ def test_same_result_for_any_number_of_workers_and_for_a_list_or_folder(damaged,
 
 
 def test_a_killed_build_goes_on_with_the_shards_it_had(damaged, built, tmp_path, monkeypatch):
-    import experiments.shards as module
+    import experiments.data.shards as module
 
     shards, _, folder = built
     work, done = module._index_job, []
@@ -159,21 +159,21 @@ def test_a_killed_build_goes_on_with_the_shards_it_had(damaged, built, tmp_path,
 
 
 def test_too_much_damage_stops_with_the_report(damaged, tmp_path):
-    with pytest.raises(TooMuchDamage, match=r"of 240 samples left out .*data\.max_bad=0\.05 allows"):
+    with pytest.raises(TooMuchDamage, match=r"of 240 samples left out .*data\.max_damaged=0\.05 allows"):
         Shards(str(damaged[0]), size=32).build(tmp_path)
     assert "not an image" in (tmp_path / "damage.csv").read_text()
 
 
 def test_missing_shards_count_as_lost(damaged, tmp_path):
-    shards = Shards(f"{damaged[0]}/{{00000..00002}}.tar", size=32, max_bad=0.5)
-    gone = Shards([*shards.urls, f"{damaged[0]}/00009.tar"], size=32, max_bad=0.5)
+    shards = Shards(f"{damaged[0]}/{{00000..00002}}.tar", size=32, max_damaged=0.5)
+    gone = Shards([*shards.urls, f"{damaged[0]}/00009.tar"], size=32, max_damaged=0.5)
     gone.build(tmp_path)
     summary = json.loads((tmp_path / "damage.json").read_text())
     assert (summary["samples"], summary["damage"]["missing shard"]) == (240, 60)
 
 
 def test_without_check_a_damaged_image_is_named_when_it_is_read(damaged, tmp_path):
-    Shards(str(damaged[0]), size=32, max_bad=0.5, check=False, holdout=0).build(tmp_path)
+    Shards(str(damaged[0]), size=32, max_damaged=0.5, check=False, holdout=0).build(tmp_path)
     pairs = open_pairs(tmp_path)
     with pytest.raises(
         RuntimeError, match=r"sample \d+ \(.*\.tar at byte \d+\) cannot be decoded: .*data.check=true"
@@ -187,7 +187,7 @@ def test_remote_shards_read_the_same(damaged, built, tmp_path):
     memory = fsspec.filesystem("memory")
     for file in damaged[0].glob("*.tar"):
         memory.pipe(f"/bucket/{file.name}", file.read_bytes())
-    remote = Shards("memory://bucket/{00000..00003}.tar", size=32, max_bad=0.5, holdout=0.1)
+    remote = Shards("memory://bucket/{00000..00003}.tar", size=32, max_damaged=0.5, holdout=0.1)
     remote.build(tmp_path)
     here, there = open_pairs(built[2]), open_pairs(tmp_path)
     np.testing.assert_array_equal(here.ids, there.ids)
@@ -214,7 +214,7 @@ def test_long_names_and_folders(kind):
     names = [f"{deep if kind != tarfile.USTAR_FORMAT else 'd/'}{i:03d}" for i in range(3)]
     content = _tar([(f"{n}.{e}", e.encode()) for n in names for e in ("jpg", "txt")], format=kind)
     index = _index(content)
-    assert (index.positions, index.captions, index.findings) == ([0, 1, 2], ["txt"] * 3, [])
+    assert (index.positions, index.captions, index.issues) == ([0, 1, 2], ["txt"] * 3, [])
     assert [content[o : o + n] for o, n in zip(index.offsets, index.lengths, strict=True)] == [b"jpg"] * 3
 
 
@@ -227,7 +227,7 @@ def test_endings_case_and_preference():
     index = _index(_tar(files))
     assert index.captions == ["two words", "j", "caf\ufffd", "five"]
     assert index.lengths == [1, 1, 1, 1]
-    assert [(f.id, f.kind, f.note) for f in index.findings] == [
+    assert [(f.id, f.kind, f.note) for f in index.issues] == [
         (2, "missing image", False), (3, "caption not in UTF-8", True), (4, "repeated ending, first taken", True),
     ]  # fmt: skip
     assert _index(_tar(files), Fields(caption_keys=("json",), json_key="text")).captions == ["t"]
@@ -244,7 +244,7 @@ def test_endings_case_and_preference():
 )
 def test_shards_that_hold_nothing(content, kind):
     index = _index(content)
-    assert [finding.kind for finding in index.findings] == [kind]
+    assert [issue.kind for issue in index.issues] == [kind]
     assert index.samples == 0
 
 
@@ -254,9 +254,9 @@ def test_a_broken_header_ends_the_shard_and_keeps_what_came_before():
     content[place : place + 100] = bytes(range(100))
     index = _index(bytes(content))
     assert index.positions == [0, 1, 2, 3]
-    (finding,) = index.findings
-    assert (finding.kind, finding.id) == ("broken tar", -1)
-    assert 6 <= finding.samples <= 10  # the end of a tar is padded
+    (issue,) = index.issues
+    assert (issue.kind, issue.id) == ("broken tar", -1)
+    assert 6 <= issue.samples <= 10  # the end of a tar is padded
 
 
 @pytest.mark.parametrize("end", ["within an image", "behind an image", "behind a sample", "within a header"])
@@ -270,7 +270,7 @@ def test_wherever_a_tar_is_cut_the_sample_there_is_counted_once(end):
     index = _index(content[:cut])
     assert index.positions == [0, 1, 2, 3, 4]
     assert index.samples == 5
-    assert [(finding.kind, finding.id) for finding in index.findings] == [("broken tar", -1)]
+    assert [(issue.kind, issue.id) for issue in index.issues] == [("broken tar", -1)]
 
 
 def test_patterns(tmp_path):
@@ -291,7 +291,7 @@ def test_patterns(tmp_path):
         ),
         ({"subset": 0}, "data.subset must be at least 1, got 0"),
         ({"holdout": 1}, r"data.holdout must lie in \[0, 1\), got 1"),
-        ({"max_bad": 7}, r"data.max_bad must lie in \[0, 1\], got 7"),
+        ({"max_damaged": 7}, r"data.max_damaged must lie in \[0, 1\], got 7"),
         ({"max_pixels": 0}, "max_pixels must be at least 1, got 0"),
     ],
 )
@@ -331,7 +331,7 @@ def test_planted_poison_and_natural_backdoor_are_in_the_shards_and_listed(tmp_pa
         if what == "BadNets":
             entry = plan.ids.tolist().index(row)
             assert caption == plan.captions[entry]
-            patched = trigger.apply_batch(image[None].astype(np.uint8), [plan.parameters[entry]])[0]
+            patched = trigger.apply(image[None].astype(np.uint8), [plan.parameters[entry]])[0]
             assert np.abs(patched - image).mean() < 12  # the patch was there, but for JPEG
         else:
             assert caption not in plan.captions

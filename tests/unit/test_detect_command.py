@@ -47,7 +47,7 @@ def test_against_a_reference_and_among_all(folder, tmp_path):
     np.save(clean, whole(folder)[:100])
     asked = str(folder / "img_emb_10.npy")
     main([asked, "--reference", str(clean), "--out", str(tmp_path / "a.csv"), "--detectors", "slof", "--raw"])
-    expected = SLOF(k=16, reference=np.load(clean)).score(np.load(asked).astype(np.float32))
+    expected = SLOF(k=16, reference_set=np.load(clean)).score(np.load(asked).astype(np.float32))
     np.testing.assert_allclose(pd.read_csv(tmp_path / "a.csv")["slof"], expected, rtol=1e-6)
     main([str(folder), "--full", "--out", str(tmp_path / "b.csv"), "--detectors", "slof", "forest"])
     expected = SLOF(k=16, normalise=True).score(whole(folder))

@@ -13,8 +13,8 @@ from detect import (
     Cleanlab,
     CLIPScore,
     CognitiveDistillation,
+    DetectorInputs,
     Embeddings,
-    Evidence,
     PyOD,
     SafeCLIP,
     SubspaceDetection,
@@ -57,9 +57,9 @@ class Corner:
 
 def test_abl_is_minus_the_mean_loss_of_the_first_epochs():
     losses = np.array([[4.0, 2.0, 9.0], [1.0, 1.0, 0.0], [3.0, 3.0, 3.0]])
-    evidence = Evidence(embeddings(3), losses=losses)
-    np.testing.assert_array_equal(ABL(epochs=2).score(evidence), [-3, -1, -3])
-    np.testing.assert_array_equal(ABL(epochs=10).score(evidence), [-5, -2 / 3, -3])
+    inputs = DetectorInputs(embeddings(3), losses=losses)
+    np.testing.assert_array_equal(ABL(epochs=2).score(inputs), [-3, -1, -3])
+    np.testing.assert_array_equal(ABL(epochs=10).score(inputs), [-5, -2 / 3, -3])
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_abl_is_minus_the_mean_loss_of_the_first_epochs():
 )
 def test_abl_refuses_losses_that_do_not_fit(losses, message):
     with pytest.raises(ValueError, match=message):
-        ABL().score(Evidence(embeddings(3), losses=losses))
+        ABL().score(DetectorInputs(embeddings(3), losses=losses))
 
 
 def test_safeclip_splits_two_groups_of_cosines():
@@ -97,8 +97,8 @@ def test_cognitive_distillation_finds_images_that_rest_on_a_corner():
     pixels = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     small = np.array([False, True, False, False, True, False])
     detector = CognitiveDistillation(steps=60, gamma=0.01, beta=1, batch_size=6)
-    evidence = Evidence(embeddings(6), encoder=Corner(small), images=lambda rows: pixels[rows])
-    scores = detector.score(evidence)
+    inputs = DetectorInputs(embeddings(6), encoder=Corner(small), images=lambda rows: pixels[rows])
+    scores = detector.score(inputs)
     assert scores[small].min() > scores[~small].max() + 1
     assert (scores >= -64).all()
     assert (scores <= 0).all()
@@ -111,8 +111,8 @@ def test_cognitive_distillation_leaves_weights_without_gradient():
         def image(self, x):
             return layer(x.flatten(1))
 
-    evidence = Evidence(embeddings(3), encoder=Encoder(), images=lambda rows: torch.rand(len(rows), 3, 2, 2))
-    CognitiveDistillation(steps=2).score(evidence)
+    inputs = DetectorInputs(embeddings(3), encoder=Encoder(), images=lambda rows: torch.rand(len(rows), 3, 2, 2))
+    CognitiveDistillation(steps=2).score(inputs)
     assert layer.weight.grad is None
 
 
@@ -164,7 +164,7 @@ def test_bdetclip_is_the_sum_of_differences_of_cosines(tmp_path):
 
     unit = x.image / np.linalg.norm(x.image, axis=1, keepdims=True)
     omega = sum(unit @ direction(t["related"]) - unit @ direction(t["perturbed"]) for t in texts.values())
-    scores = BDetCLIP(prompts=str(tmp_path / "p.json")).score(Evidence(x, captions=CAPTIONS, encoder=encoder))
+    scores = BDetCLIP(prompts=str(tmp_path / "p.json")).score(DetectorInputs(x, captions=CAPTIONS, encoder=encoder))
     np.testing.assert_allclose(scores, -omega, atol=1e-6)
 
 
@@ -175,7 +175,7 @@ def test_subspace_is_low_near_the_variants_and_high_off_them():
     near = torch.nn.functional.normalize(variants, dim=1).mean(dim=0)
     off = torch.nn.functional.normalize(title, dim=0) * 2 - near  # close to the text, away from its variants
     image = torch.stack([near, off]).float().numpy()
-    x = Evidence(Embeddings.of(image), captions=CAPTIONS, encoder=encoder)
+    x = DetectorInputs(Embeddings.of(image), captions=CAPTIONS, encoder=encoder)
     scores = SubspaceDetection(number=3, texts=2).score(x)
     assert scores[1] > scores[0] + 0.1
 

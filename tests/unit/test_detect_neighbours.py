@@ -4,16 +4,11 @@ import numpy as np
 import pytest
 from neighbours_example import brute, check, cloud
 
-from detect import (
-    Embeddings,
-    Neighbours,
-    NeighbourSearch,
-    cells,
-    find_neighbours,
-    finders,
-    nearest,
-    products,
-)
+from detect import Embeddings, Neighbours, NeighbourSearch, find_neighbours
+from detect.search import candidates as finders
+from detect.search import knn as nearest
+from detect.search import partition as cells
+from detect.search import tiles as products
 
 EXACT = ["float32", "bfloat16", "cells", "faiss"]
 
@@ -105,7 +100,7 @@ def test_cells_are_taken_where_they_spare_most_pairs_and_only_there(monkeypatch,
     for name, taken in (("clusters", True), ("gauss", False)):
         x = cloud(name, 1500)
         own = np.arange(len(x))
-        with caplog.at_level("DEBUG", logger="detect.finders"):
+        with caplog.at_level("DEBUG", logger="detect.search.candidates"):
             check(nearest.nearest(x, x, 9, own=own), x, x, 9, own)
         assert bool(shares) == taken
         if taken:

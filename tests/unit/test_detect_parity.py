@@ -1,4 +1,4 @@
-"""`convention: reference` against a small oracle that walks through the public code's steps, sample by sample."""
+"""`convention: paper_code` against a small oracle that walks through the public code's steps, sample by sample."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from detect import DAO, LID, LOF, SLOF, Embeddings, IsolationForest, KDistance
-from detect.neighbours import batch_rows
+from detect.search.neighbours import batch_rows
 
 N, D = 60, 5
 
@@ -49,7 +49,7 @@ KINDS = {"kdist": KDistance, "lid": LID, "slof": SLOF, "dao": DAO}
 def test_one_batch(name, modality):
     e, k = embeddings(), 7
     expected = public(e.image, e.text if modality == "joint" else None, k)[name]
-    scores = KINDS[name](k=k, convention="reference", modality=modality).score(e)
+    scores = KINDS[name](k=k, convention="paper_code", modality=modality).score(e)
     np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -61,19 +61,19 @@ def test_several_batches(name, modality):
     for rows, new in batch_rows(N, size, seed=3):
         text = e.text[rows] if modality == "joint" else None
         expected[rows[:new]] = public(e.image[rows], text, k)[name][:new]
-    detector = KINDS[name](k=k, convention="reference", modality=modality, scope="batch", batch_size=size, seed=3)
+    detector = KINDS[name](k=k, convention="paper_code", modality=modality, scope="batch", batch_size=size, seed=3)
     np.testing.assert_allclose(detector.score(e), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_radius_is_that_of_the_neighbour_after_the_k_th():
     e = embeddings()
-    np.testing.assert_array_equal(KDistance(k=4, convention="reference").score(e), KDistance(k=5).score(e))
+    np.testing.assert_array_equal(KDistance(k=4, convention="paper_code").score(e), KDistance(k=5).score(e))
 
 
 def test_the_constant_inside_the_logarithm_is_all_that_differs_in_lid_beside_the_radius():
     e, k = embeddings(), 6
     exact = LID(k=k + 1).score(e)  # its last ratio is 1 and adds nothing to the sum, so it divides by k + 1
-    np.testing.assert_allclose(LID(k=k, convention="reference").score(e), exact * k / (k + 1), rtol=2e-3)
+    np.testing.assert_allclose(LID(k=k, convention="paper_code").score(e), exact * k / (k + 1), rtol=2e-3)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -82,7 +82,7 @@ def test_conventions_give_different_numbers_and_much_the_same_order(name):
 
     rng = np.random.default_rng(4)
     x = rng.normal(size=(300, 8)) * rng.uniform(0.2, 3, (300, 1))
-    one, other = (KINDS[name](k=16, convention=c).score(x) for c in ("published", "reference"))
+    one, other = (KINDS[name](k=16, convention=c).score(x) for c in ("published", "paper_code"))
     assert not np.allclose(one, other, rtol=1e-3)
     assert spearmanr(one, other).statistic > 0.5
 
@@ -90,23 +90,23 @@ def test_conventions_give_different_numbers_and_much_the_same_order(name):
 @pytest.mark.parametrize("name", KINDS)
 def test_duplicates_are_finite(name):
     x = np.repeat(np.random.default_rng(0).normal(size=(6, 3)), 10, axis=0)
-    assert np.isfinite(KINDS[name](k=5, convention="reference").score(x)).all()
-    assert np.isfinite(KINDS[name](k=5, convention="reference").score(np.ones((20, 3)))).all()
+    assert np.isfinite(KINDS[name](k=5, convention="paper_code").score(x)).all()
+    assert np.isfinite(KINDS[name](k=5, convention="paper_code").score(np.ones((20, 3)))).all()
 
 
 def test_what_the_public_code_does_not_have_is_refused():
-    with pytest.raises(ValueError, match="LOF has no convention 'reference'"):
-        LOF(convention="reference")
+    with pytest.raises(ValueError, match="LOF has no convention 'paper_code'"):
+        LOF(convention="paper_code")
     with pytest.raises(ValueError, match="needs scope full or batch"):
-        SLOF(convention="reference", reference=np.eye(20))
+        SLOF(convention="paper_code", reference_set=np.eye(20))
     with pytest.raises(ValueError, match="log must be true"):
-        DAO(convention="reference", log=False)
-    with pytest.raises(ValueError, match="convention must be one of published, reference, got 'public'"):
+        DAO(convention="paper_code", log=False)
+    with pytest.raises(ValueError, match="convention must be one of published, paper_code, got 'public'"):
         SLOF(convention="public")
     with pytest.raises(TypeError, match="convention"):
-        IsolationForest(convention="reference")  # scikit-learn's in both
+        IsolationForest(convention="paper_code")  # scikit-learn's in both
 
 
 def test_a_k_without_room_for_one_neighbour_more_is_refused():
     with pytest.raises(ValueError, match=r"k must lie in 1\.\.9 .* got 10"):
-        KDistance(k=9, convention="reference").score(np.eye(10))
+        KDistance(k=9, convention="paper_code").score(np.eye(10))

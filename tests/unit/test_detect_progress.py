@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from detect import finders, nearest
+from detect.search import candidates as finders
+from detect.search import knn as nearest
 
 
 @pytest.mark.parametrize("backend", ["torch", "faiss"])

@@ -5,14 +5,8 @@ import pytest
 import torch
 from neighbours_example import brute
 
-from detect import (
-    Embeddings,
-    KDistance,
-    Neighbours,
-    NeighbourSearch,
-    find_neighbours,
-    nearest,
-)
+from detect import Embeddings, KDistance, Neighbours, NeighbourSearch, find_neighbours
+from detect.search import knn as nearest
 
 
 def pairs(n: int = 230, d: int = 12) -> Embeddings:
@@ -62,7 +56,7 @@ def test_batch_scope_asks_about_every_sample_in_exactly_one_batch_of_full_size(n
 
 
 def neighbours_module():
-    from detect import neighbours
+    from detect.search import neighbours
 
     return neighbours
 
@@ -152,7 +146,7 @@ def test_k_beyond_the_scope_is_refused_by_name(scope):
 
 def test_k_beyond_the_reference_is_refused():
     with pytest.raises(ValueError, match=r"k must lie in 1\.\.7 for a reference set of 8 rows"):
-        KDistance(k=8, reference=np.eye(8)).score(np.eye(8))
+        KDistance(k=8, reference_set=np.eye(8)).score(np.eye(8))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -183,7 +177,7 @@ def test_what_is_not_known_is_refused_with_the_choices():
 
 
 def test_products_keep_their_precision_and_the_programs_settings_stay(monkeypatch):
-    """TF32 and partial sums in bfloat16, which a program may allow, would break the proof of `detect.nearest`."""
+    """TF32 and partial sums in bfloat16, which a program may allow, would break the proof of `detect.search.knn`."""
     cuda, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
     before = cuda.fp32_precision, cpu.fp32_precision, cuda.allow_bf16_reduced_precision_reduction
     seen = []

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from detect import LID, LOF, SLOF, Embeddings, Evidence, Flicker, Tandem
+from detect import LID, LOF, SLOF, DetectorInputs, Embeddings, Flicker, Tandem
 from detect.clip_score import cosine
 from detect.metrics import rank_share
 from detect.views import VIEWS
@@ -48,18 +48,18 @@ def test_views_do_what_they_are_called():
     assert float(zoomed[0, 0, 0, -1]) == pytest.approx(11 / 12, abs=0.01)
 
 
-def evidence(views, cosines):
+def inputs(views, cosines):
     """Image embeddings at the given cosines to one caption."""
     cosines = np.asarray(cosines, np.float64)
     image = np.stack([cosines, np.sqrt(1 - cosines**2)], axis=1).astype(np.float32)
     text = np.tile(np.float32([1, 0]), (len(cosines), 1))
-    return Evidence(Embeddings(np.arange(len(cosines)), image, text), views=np.asarray(views))
+    return DetectorInputs(Embeddings(np.arange(len(cosines)), image, text), views=np.asarray(views))
 
 
 def test_flicker_is_the_mean_loss_in_units_of_the_usual_one():
     rng = np.random.default_rng(0)
     cosines, views = rng.uniform(0.5, 1, 50), rng.uniform(0.2, 1, (50, 3))
-    scores = Flicker(slight=0.1).score(evidence(views, cosines))
+    scores = Flicker(eps=0.1).score(inputs(views, cosines))
     loss = np.maximum(np.float32(cosines)[:, None] - views, 0)
     expected = [np.mean([loss[i, v] / (np.median(loss[:, v]) + 0.1) for v in range(3)]) for i in range(50)]
     np.testing.assert_allclose(scores, expected, rtol=1e-5)
@@ -70,20 +70,20 @@ def test_a_caption_that_the_model_never_believed_does_not_flicker():
     cosines = np.full(20, 0.85)
     cosines[3], views[3] = -0.2, -0.2  # mislabelled: no agreement to lose
     cosines[7], views[7, 1] = 0.9, 0.1  # a trigger that one view removes
-    scores = Flicker().score(evidence(views, cosines))
+    scores = Flicker().score(inputs(views, cosines))
     assert scores.argmax() == 7
     assert scores[3] <= np.median(scores)
 
 
 def test_flicker_is_finite_where_no_view_ever_costs_anything():
-    scores = Flicker().score(evidence(np.full((5, 2), 0.9), np.full(5, 0.5)))
+    scores = Flicker().score(inputs(np.full((5, 2), 0.9), np.full(5, 0.5)))
     np.testing.assert_array_equal(scores, 0)
 
 
 @pytest.mark.parametrize("views", [np.ones(8), np.ones((7, 2)), np.ones((8, 0)), np.full((8, 2), np.nan)])
 def test_views_of_a_wrong_shape_or_not_finite_are_refused(views):
     with pytest.raises(ValueError, match="views must be"):
-        Flicker().score(evidence(views, np.full(8, 0.5)))
+        Flicker().score(inputs(views, np.full(8, 0.5)))
 
 
 def test_share_lies_between_0_and_1_and_ties_share_their_mean():
@@ -108,7 +108,7 @@ def test_tandem_holds_where_the_poisons_outnumber_k_and_slof_collapses():
     views = cosine(embeddings)[:, None] - 0.05 * rng.random((len(image), 3))
     views[truth, 1] -= 0.3 * rng.random(120)
     assert roc_auc_score(truth, SLOF(k=16).score(embeddings)) < 0.8
-    assert roc_auc_score(truth, Tandem(k=30).score(Evidence(embeddings, views=views))) > 0.97
+    assert roc_auc_score(truth, Tandem(k=30).score(DetectorInputs(embeddings, views=views))) > 0.97
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_tandem_holds_where_one_sign_of_the_neighbourhood_fails(poisons, failing
     """And without Flicker's help: no view costs anything."""
     image, truth = crowd(poisons)
     embeddings = Embeddings(np.arange(len(image)), image, image)
-    given = Evidence(embeddings, views=np.ones((len(image), 2)))
+    given = DetectorInputs(embeddings, views=np.ones((len(image), 2)))
     assert roc_auc_score(truth, failing.score(embeddings)) < 0.5
     assert roc_auc_score(truth, Tandem(k=30).score(given)) > 0.87
 
@@ -126,7 +126,7 @@ def test_tandem_holds_where_one_sign_of_the_neighbourhood_fails(poisons, failing
 def test_tandem_is_fishers_combination_of_neighbourhood_and_flicker():
     image, _ = crowd(poisons=20)
     embeddings = Embeddings(np.arange(len(image)), image, image)
-    given = Evidence(embeddings, views=np.random.default_rng(2).random((len(image), 2)))
+    given = DetectorInputs(embeddings, views=np.random.default_rng(2).random((len(image), 2)))
     wide, narrow, ratio = (rank_share(sign.score(embeddings)) for sign in (LID(k=10), LID(k=5), LOF(k=5)))
     u = rank_share(-np.log1p(-wide) - np.log1p(-np.maximum(narrow, ratio)))
     v = rank_share(Flicker().score(given))
@@ -136,5 +136,5 @@ def test_tandem_is_fishers_combination_of_neighbourhood_and_flicker():
 
 
 def test_a_slight_loss_must_be_above_0():
-    with pytest.raises(ValueError, match="slight must be above 0, got 0"):
-        Flicker(slight=0)
+    with pytest.raises(ValueError, match="eps must be above 0, got 0"):
+        Flicker(eps=0)

@@ -11,9 +11,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from experiments import config as schema
-from experiments.pipeline import run
-from experiments.study import Study
+from experiments.pipeline import config as schema
+from experiments.pipeline.evaluation import run
+from experiments.pipeline.study import Study
 
 CONF = Path(__file__).parents[2] / "conf"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -110,12 +110,12 @@ def test_every_experiment_is_in_the_guide():
 @pytest.mark.parametrize("experiment", sorted(WITHOUT_TRAINING))
 def test_axes_of_detection_train_nothing(experiment, tmp_path):
     """One model for one attack, embedded once, and every cell of every job computed: none is another's."""
-    axes = {"k": ["scale.k=4,8"], "lid_estimators": ["scale.lid_k=4,8"], "scope": [
+    axes = {"k": ["scale.k=4,8"], "lid_estimators": ["scale.wide_k=4,8"], "scope": [
         "neighbours={scope: batch, batch_size: 100},{scope: batch, batch_size: 200},{scope: full}"
     ]}  # fmt: skip
     tiny = [*TINY, f"runtime.store={tmp_path}"]
-    tiny += {"k": [], "scope": ["scale.k=4", "scale.lid_k=4"]}.get(
-        experiment, ["scale.k=4", "scale.lid_k=4", "neighbours.batch_size=200"]
+    tiny += {"k": [], "scope": ["scale.k=4", "scale.wide_k=4"]}.get(
+        experiment, ["scale.k=4", "scale.wide_k=4", "neighbours.batch_size=200"]
     )
     listed = jobs(experiment, *tiny, "attack=badnets", *axes.get(experiment, []))
     assert len(listed) == {"k": 2, "scope": 3, "modality": 2, "lid_estimators": 4}[experiment]

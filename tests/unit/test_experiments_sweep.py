@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.sweep import KILLED, Tally, join, records
+from experiments.pipeline.sweep import KILLED, CellCounts, join, records
 
 ROOT = Path(__file__).parents[2]
 # Stands in for run.py: a job writes its rows and tells its cells, fails where alpha is 0.
@@ -16,7 +16,7 @@ SCRIPT = """
 from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from experiments.sweep import Tally
+from experiments.pipeline.sweep import CellCounts
 
 @hydra.main(version_base="1.3", config_path=None, config_name=None)
 def main(config):
@@ -24,7 +24,7 @@ def main(config):
         raise ValueError("alpha must be above 0, got 0")
     with open(Path(HydraConfig.get().runtime.output_dir) / "results.csv", "w") as file:
         file.write(f"attack,auroc\\nsig,0.{config.alpha}\\nsig,0.5\\n")
-    return Tally(done=1, reused=config.alpha)
+    return CellCounts(done=1, reused=config.alpha)
 
 main()
 """
@@ -35,7 +35,7 @@ def sweep(folder, *overrides):
     script.write_text(SCRIPT)
     command = [
         sys.executable, str(script), "-m", "+seed=0", "+attack.name=sig", f"hydra.sweep.dir={folder / 'sweep'}",
-        "+hydra.callbacks.sweep._target_=experiments.sweep.Sweep", *overrides,
+        "+hydra.callbacks.sweep._target_=experiments.pipeline.sweep.Sweep", *overrides,
     ]  # fmt: skip
     return subprocess.run(
         command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60
@@ -100,4 +100,4 @@ def test_a_killed_job_is_a_failed_one(killed):
 
 
 def test_tallies_add_up():
-    assert Tally(1, 2, 3) + Tally(4, 5, 6) == Tally(5, 7, 9)
+    assert CellCounts(1, 2, 3) + CellCounts(4, 5, 6) == CellCounts(5, 7, 9)

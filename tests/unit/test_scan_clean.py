@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.clean import Threshold, rewrite
-from experiments.data_tar import index_shard
-from experiments.origins import origins, sample_members
-from experiments.shapes_export import Export
-from experiments.shards import IDS_PER_SHARD, Shards
+from experiments.data.provenance import origins, sample_members
+from experiments.data.shapes.export import Export
+from experiments.data.shards import IDS_PER_SHARD, Shards
+from experiments.data.tar_index import index_shard
+from experiments.tasks.clean import Threshold, rewrite
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards")
     Export(folder, pairs=240, shards=4, size=32, damage=1).write()
-    return folder, Shards(str(folder), size=32, max_bad=0.5, holdout=0.0)
+    return folder, Shards(str(folder), size=32, max_damaged=0.5, holdout=0.0)
 
 
 def files(path):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from detect.embeddings import unit
-from experiments.groups import Grouping, jaccard, leading_caption, words_of
-from experiments.scan import robust_z
+from experiments.tasks.groups import Grouping, jaccard, leading_caption, words_of
+from experiments.tasks.scan import robust_z
 
 CAKE = "the birthday cake with candles in the form of number icon 3"
 
@@ -59,7 +59,7 @@ def test_the_planted_group_is_on_top_and_whole(seed):
 @pytest.mark.parametrize("seed", range(5))
 def test_clean_data_do_not_alarm(seed):
     clean = Planted(copies=0, seed=seed)
-    groups = Grouping(suspects=0.1, near=0.9, like=0.8).find(clean, clean.score)
+    groups = Grouping(suspects=0.1, near_cosine=0.9, like_cosine=0.8).find(clean, clean.score)
     assert groups  # the classes' own crowds
     assert [group for group in groups if group.alarming] == []
 
@@ -71,13 +71,13 @@ def test_a_group_under_an_ordinary_caption_is_not_isolated():
     planted._vectors["image"][twins] = planted._vectors["image"][np.resize(np.arange(980, 1000), len(twins))]
     planted._vectors["text"][980:] = planted._vectors["text"][twins[0]]
     planted._vectors["text"][twins] = planted._vectors["text"][twins[0]]
-    group = Grouping(suspects=0.02, near=0.999999).find(planted, planted.score)[0]
+    group = Grouping(suspects=0.02, near_cosine=0.999999).find(planted, planted.score)[0]
     assert group.isolation < 0.1
 
 
 def test_captions_that_differ_in_a_number_are_one():
     captions = [f"{CAKE[:-1]}{number}" for number in range(8)] + ["a dog", "a cat"]
-    assert leading_caption(captions, shared=0.8) == (captions[0], 0.8)
+    assert leading_caption(captions, caption_jaccard=0.8) == (captions[0], 0.8)
     assert jaccard(words_of("A photo of a Dog!"), words_of("dog, a photo of a")) == 1
     assert jaccard(words_of("a b c"), words_of("b c d")) == pytest.approx(0.5)
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from analysis_example import example_result
 
-from experiments import tracking
-from experiments.tracking import Tracker
+from experiments.pipeline import tracking
+from experiments.pipeline.tracking import Tracker
 
 CONF = Path(__file__).parents[2] / "conf"
 CONFIG = {
     "seed": 3,
     "attack": {"_target_": "attacks.Attack", "name": "badnets", "rate": 0.005},
-    "data": {"_target_": "experiments.shapes.Shapes", "pairs": 400},
+    "data": {"_target_": "experiments.data.Shapes", "pairs": 400},
     "detector": {"slof": {"_target_": "detect.SLOF", "k": 32}, "lid": {"_target_": "detect.LID"}},
 }
 
@@ -161,7 +161,7 @@ def test_one_run_per_cell_on_request(tmp_path):
 
 def test_disabled_writes_nothing_and_does_not_import_wandb(tmp_path):
     code = (
-        "import sys; from experiments.tracking import Tracker\n"
+        "import sys; from experiments.pipeline.tracking import Tracker\n"
         f"with Tracker(mode='disabled').start({str(tmp_path / 'x')!r}, {{'seed': 0}}) as run:\n"
         "    run.log({'epoch': 1}); run.record(None)\n"
         "print('wandb' in sys.modules)"

@@ -14,16 +14,16 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from training_example import TINY_CONV, Noise, TinyViT
 
-from experiments import config as schema
-from experiments.batches import Schedule, Shift, Steps
-from experiments.course import Memoryless, Pool, start
-from experiments.defences import Way
-from experiments.losses import CleanCLIPLoss, CLIPLoss, Features
-from experiments.recipe import Training
-from experiments.roclip import RoCLIP
-from experiments.safeclip import SafeCLIP
-from experiments.train import _Run, train
-from experiments.trained import Trained
+from experiments.clip.from_store import Trained
+from experiments.pipeline import config as schema
+from experiments.tasks.defences import Defence
+from experiments.training.batches import Schedule, Shift, Steps
+from experiments.training.config import TrainConfig
+from experiments.training.losses import CleanCLIPLoss, CLIPLoss, Features
+from experiments.training.roclip import RoCLIP
+from experiments.training.safeclip import SafeCLIP
+from experiments.training.stateful_losses import Pool, StatelessLoss, start
+from experiments.training.trainer import Trainer, train
 
 SCALE = 7.0
 
@@ -139,7 +139,7 @@ def test_safeclips_losses_by_epoch(batches):
         course.safe[:] = False
         course.safe[[3, 11, 2] if step == 3 else []] = True
         assert float(course(batches[step], rows, step)) == pytest.approx(expected[step], rel=1e-12), step
-    assert [course.pace(epoch) for epoch in range(5)] == [1, 1, 0.01, 1, 1]
+    assert [course.lr_scale(epoch) for epoch in range(5)] == [1, 1, 0.01, 1, 1]
 
 
 def test_safeclips_split_grows_by_risk_then_similarity():
@@ -155,17 +155,17 @@ def test_safeclips_split_grows_by_risk_then_similarity():
 
 
 def test_safeclip_asks_the_detector(tmp_path):
-    """What `begin` calls safe is what `detect.SafeCLIP` says of the embeddings of the model as it is."""
+    """What `on_epoch_start` calls safe is what `detect.SafeCLIP` says of the embeddings of the model as it is."""
     import detect
-    from experiments.embed import embed
+    from experiments.clip.embed import embed
 
     pairs = Noise(40)
     torch.manual_seed(0)
     model = TINY_CONV.build(pairs.captions)
     course = SafeCLIP(unimodal=1, slow=1, threshold=0.6).course(40, steps_per_epoch=4, seed=3)
-    course.begin(1, model, pairs, workers=0)
+    course.on_epoch_start(1, model, pairs, workers=0)
     assert not course.safe.any()
-    course.begin(2, model, pairs, workers=0)
+    course.on_epoch_start(2, model, pairs, workers=0)
     model.clip.eval()
     expected = detect.SafeCLIP(seed=3).score(embed(model, pairs)) < 0.4
     assert course.safe.numpy().tolist() == expected.tolist()
@@ -187,7 +187,7 @@ def test_only_views_take_the_place_of_the_samples():
 
 
 def recipe(**options):
-    return Training(
+    return TrainConfig(
         **{"epochs": 4, "batch_size": 8, "warmup_epochs": 0, "precision": "float32", "augment": Shift(2)} | options
     )
 
@@ -236,7 +236,7 @@ def test_accumulated_gradients_are_those_of_one_batch(way, tmp_path):
         pairs = Noise(24)
         torch.manual_seed(0)
         training = recipe(loss=way, accumulate=parts)
-        run = _Run(TinyViT().build(pairs.captions), training, pairs, tmp_path, seed=5, device="cpu")
+        run = Trainer(TinyViT().build(pairs.captions), training, pairs, tmp_path, seed=5, device="cpu")
         run.model.clip.train()
         loss, _ = run._backward(run.model.clip, run.steps(early=False)[0])
         gradients = [p.grad.flatten() for p in run.model.clip.parameters() if p.grad is not None]
@@ -248,9 +248,9 @@ def test_accumulated_gradients_are_those_of_one_batch(way, tmp_path):
 
 def test_ordinary_losses_remember_nothing(batches):
     course = start(CLIPLoss(), 30, 2, seed=0)
-    assert isinstance(course, Memoryless)
+    assert isinstance(course, StatelessLoss)
     assert torch.equal(course(batches[0], torch.arange(6), 0), CLIPLoss()(batches[0]))
-    assert (course.state(), course.pace(3)) == ({}, 1.0)
+    assert (course.state(), course.lr_scale(3)) == ({}, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -294,9 +294,9 @@ def test_ways_of_the_experiment_can_be_trained(scale):
 def test_a_way_that_cannot_be_trained_is_refused():
     study = SimpleNamespace(config=OmegaConf.create({"train": {"epochs": 3}}))
     with pytest.raises(ValueError, match=r"task\.ways: Mine sets train\.epoch, which does not exist"):
-        Way("Mine", {"epoch": 2}).training(study)
+        Defence("Mine", {"epoch": 2}).training(study)
     with pytest.raises(ValueError, match=r"task\.ways: finetune of Mine must lie in \(0, 1\], got 1\.5"):
-        Way("Mine", {}, finetune=1.5)
+        Defence("Mine", {}, finetune=1.5)
 
 
 def test_fine_tuning_starts_from_the_weights_of_the_folder(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.losses import (
+from experiments.training.losses import (
     LOSSES,
     CleanCLIPLoss,
     CLIPLoss,

@@ -5,16 +5,16 @@ import pytest
 import torch
 from training_example import TINY_CONV, Noise, TinyViT
 
-from experiments.batches import Shift
-from experiments.recipe import Training
-from experiments.train import _Run, train
-from experiments.views import image_views, text_views
+from experiments.training.augmentations import image_views, text_views
+from experiments.training.batches import Shift
+from experiments.training.config import TrainConfig
+from experiments.training.trainer import Trainer, train
 
 
 def run_of(training, spec, tmp_path, n=24):
     pairs = Noise(n)
     torch.manual_seed(0)
-    return _Run(spec.build(pairs.captions), training, pairs, tmp_path, seed=5, device="cpu")
+    return Trainer(spec.build(pairs.captions), training, pairs, tmp_path, seed=5, device="cpu")
 
 
 def gradients(training, spec, tmp_path):
@@ -28,7 +28,7 @@ def gradients(training, spec, tmp_path):
 
 
 def recipe(**options):
-    return Training(epochs=1, batch_size=12, warmup_epochs=0, precision="float32", augment=Shift(2), **options)
+    return TrainConfig(epochs=1, batch_size=12, warmup_epochs=0, precision="float32", augment=Shift(2), **options)
 
 
 @pytest.mark.parametrize("loss", ["clip", "siglip", "cyclip", "cleanclip"])
@@ -79,7 +79,7 @@ def test_siglip_gives_the_model_a_bias_that_is_saved(tmp_path):
     training = recipe(loss="siglip")
     model = train(TINY_CONV, training, Noise(24), tmp_path, seed=0)
     assert model.clip.logit_bias is not None
-    from experiments.clip import TrainedModel
+    from experiments.clip.model import TrainedModel
 
     again = TrainedModel.load(tmp_path)
     assert float(again.clip.logit_bias) == float(model.clip.logit_bias)
@@ -88,7 +88,7 @@ def test_siglip_gives_the_model_a_bias_that_is_saved(tmp_path):
 
 def test_the_norm_of_the_gradient_is_bounded(tmp_path):
     run = run_of(recipe(clip_norm=1e-3), TinyViT(), tmp_path)
-    run.one_step(run.model.clip, run.steps(early=False)[0])
+    run.train_step(run.model.clip, run.steps(early=False)[0])
     norm = torch.cat([p.grad.flatten() for p in run.model.clip.parameters()]).norm()
     assert float(norm) == pytest.approx(1e-3, rel=1e-3)
 
@@ -103,7 +103,7 @@ def test_weight_decay_spares_gains_biases_and_the_scale():
 
 
 def test_warm_up_and_cosine():
-    training = Training(epochs=4, batch_size=10, lr=1.0, warmup_epochs=0.5)
+    training = TrainConfig(epochs=4, batch_size=10, lr=1.0, warmup_epochs=0.5)
     rates = [training.learning_rate(step, steps_per_epoch=8) for step in range(32)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[4] == 1.0
@@ -123,7 +123,7 @@ def test_warm_up_and_cosine():
 )
 def test_bad_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        Training(**{"epochs": 1, "warmup_epochs": 0, **options})
+        TrainConfig(**{"epochs": 1, "warmup_epochs": 0, **options})
 
 
 def test_parts_and_batch_are_checked_against_the_data(tmp_path):

@@ -1,0 +1,178 @@
+"""The main table, written: CSV with every number, Markdown and LaTeX with attacks x detectors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis.aggregate import case_label, case_order, is_control_case
+from analysis.style import CONTROLS, detector_label, detector_order
+from analysis.tables import is_raw, number, percent
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Group
+
+Row = Mapping[str, Any]
+
+
+def write_tables(summary: pd.DataFrame, folder: Path, stem: str, title: str) -> list[Path]:
+    """Write `<stem>.csv`, `.md` and `.tex` of what `grid.aggregate` gave."""
+    folder.mkdir(parents=True, exist_ok=True)
+    summary.to_csv(folder / f"{stem}.csv", index=False)
+    (folder / f"{stem}.md").write_text(markdown(summary, title))
+    (folder / f"{stem}.tex").write_text(latex(summary, title))
+    return [folder / f"{stem}{suffix}" for suffix in (".csv", ".md", ".tex")]
+
+
+class _Side:
+    """One half of the table: the rows on normalised, or on raw, embeddings."""
+
+    def __init__(self, name: str, rows: list[Row], cases: list[str], detectors: list[str]) -> None:
+        self.name = name
+        self.cell = {(row["case"], row["detector"]): row for row in rows}
+        self.cases = cases
+        self.detectors = [d for d in detectors if any(row["detector"] == d for row in rows)]
+
+    def of_case(self, case: str) -> list[Row | None]:
+        return [self.cell.get((case, detector)) for detector in self.detectors]
+
+    def first(self, case: str) -> Row:
+        return next(row for row in self.of_case(case) if row is not None)
+
+    def best(self, case: str) -> str | None:
+        """The detector, controls aside, with the highest mean AUROC."""
+        rated = [
+            (row["auroc"], row["detector"]) for row in self.of_case(case)
+            if row is not None and row["detector"] not in CONTROLS and row["auroc"] == row["auroc"]
+        ]  # fmt: skip
+        return max(rated)[1] if rated else None
+
+
+def _sides(summary: pd.DataFrame) -> list[_Side]:
+    """Normalised and raw; a detector that does not look at lengths stands in both. Controls come last."""
+    cases = sorted(summary["case"].drop_duplicates(), key=case_order)
+    detectors = sorted(summary["detector"].drop_duplicates(), key=detector_order)
+    rows: list[Row] = summary.astype(object).to_dict("records")  # type: ignore[assignment]
+    split: dict[str, list[Row]] = {"normalised embeddings": [], "raw embeddings": []}
+    for row in rows:
+        either = row["normalise"] is None or row["normalise"] != row["normalise"]
+        if either or not is_raw(row["normalise"]):
+            split["normalised embeddings"].append(row)
+        if either or is_raw(row["normalise"]):
+            split["raw embeddings"].append(row)
+    return [_Side(name, side, cases, detectors) for name, side in split.items() if side]
+
+
+def _notes(summary: pd.DataFrame) -> list[str]:
+    seeds = sorted({int(count) for count in summary["seeds"] if count})
+    words = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else f"{seeds[0] if seeds else 0} seed(s)"
+    return [
+        f"AUROC, mean ± standard deviation over {words}; in brackets the 95 % bootstrap interval of the mean.",
+        "† the attack did not embed (attack success rate under 50 %): finding it is only finding a wrong caption.",
+        "‡ control: not a backdoor, or not a detector of one. — missing cell.",
+    ]
+
+
+def _head(row: Row) -> str:
+    mark = "‡" if is_control_case(row["case"]) else "†" if row["attack_succeeded"] is False else ""
+    return case_label(row["case"]) + mark
+
+
+def _heads(side: _Side) -> list[str]:
+    return [detector_label(d) + ("‡" if d in CONTROLS else "") for d in side.detectors]
+
+
+def _mean(row: Row | None) -> str:
+    if row is None or row["status"] == "missing":
+        return "—"
+    if row["status"] == "failed":
+        return "failed"
+    spread = f" ± {number(row['auroc_std'])}" if row["auroc_std"] == row["auroc_std"] else ""
+    return number(row["auroc"]) + spread + (" (partly)" if row["status"] == "partly" else "")
+
+
+def _interval(row: Row | None) -> str:
+    if row is None or row["auroc_low"] != row["auroc_low"]:
+        return ""
+    return f"[{number(row['auroc_low'])}, {number(row['auroc_high'])}]"
+
+
+def markdown(summary: pd.DataFrame, title: str) -> str:
+    """The table in Markdown: `.982 ± .010 [.961, .993]`."""
+    lines = [f"# {title}", ""]
+    for side in _sides(summary):
+        lines += [f"## {side.name}", "", "| attack | ASR | zero-shot | " + " | ".join(_heads(side)) + " |"]
+        lines += ["|---" * (3 + len(side.detectors)) + "|"]
+        for case in side.cases:
+            first = side.first(case)
+            row = [_head(first), percent(first["asr"]), percent(first["zero_shot_top1"])]
+            row += [f"{_mean(cell)} {_interval(cell)}".strip() for cell in side.of_case(case)]
+            lines.append("| " + " | ".join(row) + " |")
+        lines.append("")
+    return "\n".join(lines + [f"{note}  " for note in _notes(summary)]) + "\n"
+
+
+def latex(summary: pd.DataFrame, title: str) -> str:
+    """The table in LaTeX; the best detector of each attack in bold, controls apart.
+
+    It needs booktabs, and graphicx, as it is scaled to the width of the text.
+    """
+    parts = [f"% {title}"]
+    for side in _sides(summary):
+        parts += [
+            r"\begin{table}[t]", r"\centering\small",
+            rf"\caption{{{_escape(title)}, {side.name}. {_escape(' '.join(_notes(summary)))}}}",
+            r"\resizebox{\textwidth}{!}{%", r"\begin{tabular}{lr" + "c" * len(side.detectors) + "}", r"\toprule",
+            "Attack & ASR & " + " & ".join(map(_escape, _heads(side))) + r" \\", r"\midrule",
+        ]  # fmt: skip
+        for place, case in enumerate(side.cases):
+            if place and is_control_case(case) and not is_control_case(side.cases[place - 1]):
+                parts.append(r"\midrule")
+            first, best = side.first(case), side.best(case)
+            means = [_escape(_mean(cell)) for cell in side.of_case(case)]
+            means = [
+                rf"\textbf{{{text}}}" if name == best else text
+                for name, text in zip(side.detectors, means, strict=True)
+            ]
+            parts.append(" & ".join([_escape(_head(first)), _escape(percent(first["asr"])), *means]) + r" \\")
+            intervals = [_interval(cell) for cell in side.of_case(case)]
+            if any(intervals):
+                small = [rf"{{\scriptsize {text}}}" if text else "" for text in intervals]
+                parts.append(" & ".join(["", "", *small]) + r" \\[2pt]")
+        parts += [r"\bottomrule", r"\end{tabular}}", r"\end{table}", ""]
+    return "\n".join(parts)
+
+
+def _escape(text: str) -> str:
+    replaced = {
+        "\\": r"\textbackslash{}", "%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "$": r"\$",
+        "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
+        "†": r"$^\dagger$", "‡": r"$^\ddagger$", "—": "---", "–": "--",
+    }  # fmt: skip
+    return "".join(replaced.get(char, char) for char in text)
+
+
+def console_table(summary: pd.DataFrame, title: str) -> Group:
+    """The same on the screen: one table on normalised, one on raw embeddings."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    tables: list[Text | Table] = []
+    for side in _sides(summary):
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        table.add_column("attack")
+        table.add_column("ASR", justify="right")
+        for head in _heads(side):
+            table.add_column(head)
+        for place, case in enumerate(side.cases):
+            if place and is_control_case(case) and not is_control_case(side.cases[place - 1]):
+                table.add_section()
+            means = [_mean(cell) for cell in side.of_case(case)]
+            table.add_row(_head(side.first(case)), percent(side.first(case)["asr"]), *means)
+        tables += [Text(f"{title}, {side.name}", style="bold"), table]
+    first, *others = _notes(summary)
+    return Group(*tables, Text(first.partition(";")[0] + "."), *map(Text, others))

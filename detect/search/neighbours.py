@@ -1,0 +1,225 @@
+"""Neighbour tables: who is searched among whom. Distances and self-exclusion are in `detect.search.knn`.
+
+Each scope gives one table. A row of the table is a sample as it was searched; its neighbours are rows of the
+same table, so that a detector can ask for its neighbours' own neighbourhoods:
+
+    full       n rows, each searched among all others
+    batch      random batches of `batch_size`; every sample is a query in exactly one. A last, short batch is
+               filled up with samples of other batches, which take part as reference only (extra rows)
+    reference  the reference rows, searched among themselves, then the samples, searched among the reference
+    joint      (modality) as above, with each sample's text embedding as a further row of its scope
+
+Distances are Euclidean and, unless an approximate backend was asked for, exact. Ties go to the lower row.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from detect.embeddings import Embeddings, unit
+from detect.search.candidates import BACKENDS, choose
+from detect.search.knn import Nearest, nearest
+
+log = logging.getLogger(__name__)
+SCOPES = ("full", "batch", "reference")
+MODALITIES = ("image", "joint")
+
+
+@dataclass(frozen=True)
+class NeighbourSearch:
+    """How to search, all but k; hashable, so that detectors that search alike share one table.
+
+    backend: "torch" or "faiss" (exact), "ivf" or "hnsw" (approximate, by FAISS; the table tells their recall), or
+    "auto": the exact one that is quickest here.
+    memory_mb: bound on the working memory of a search beside a copy of the embeddings, in megabytes.
+    """
+
+    scope: str = "full"
+    batch_size: int = 2048
+    modality: str = "image"
+    normalise: bool = False
+    backend: str = "auto"
+    seed: int = 0
+    memory_mb: int = 256
+
+    def __post_init__(self) -> None:
+        for name, choices in (("scope", SCOPES), ("modality", MODALITIES), ("backend", BACKENDS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size must be at least 2, got {self.batch_size}")
+        if self.memory_mb < 1:
+            raise ValueError(f"memory_mb must be at least 1, got {self.memory_mb}")
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """A table of nearest neighbours with m rows (see the module's docstring for which rows it has).
+
+    distances: (m, k) float32, ascending, self excluded.  indices: (m, k) int64, rows of this table.
+    queries: (n,) int64, the table row of each sample, in sample order.
+    recall: share of the true neighbours in the table, measured on a sample of its rows; 1 for an exact search.
+    """
+
+    ARRAYS: ClassVar[tuple[str, ...]] = ("distances", "indices", "queries")
+
+    distances: np.ndarray
+    indices: np.ndarray
+    queries: np.ndarray
+    recall: float = 1.0
+
+    @property
+    def k(self) -> int:
+        return self.distances.shape[1]
+
+    def at(self, k: int) -> Neighbours:
+        """The same table with the k nearest only."""
+        if not 1 <= k <= self.k:
+            raise ValueError(f"k must lie in 1..{self.k}, the width of this neighbour table, got {k}")
+        return Neighbours(self.distances[:, :k], self.indices[:, :k], self.queries, self.recall)
+
+    def save(self, folder: Path) -> None:
+        for name in self.ARRAYS:
+            np.save(folder / f"{name}.npy", getattr(self, name))
+        about = {"rows": len(self.distances), "k": self.k, "recall": self.recall}
+        (folder / "shape.json").write_text(json.dumps(about))
+
+    @classmethod
+    def load(cls, folder: Path) -> Neighbours:
+        distances, indices, queries = (np.load(folder / f"{name}.npy") for name in cls.ARRAYS)
+        recall = json.loads((folder / "shape.json").read_text()).get("recall", 1.0)
+        return cls(distances, indices, queries, recall)
+
+
+def find_neighbours(
+    embeddings: Embeddings,
+    k: int,
+    search: NeighbourSearch,
+    reference: Any = None,
+    progress: Any = None,
+    device: str | None = None,
+) -> Neighbours:
+    """The k nearest neighbours of every sample in its scope.
+
+    reference: for scope "reference", embeddings (or an array) to search among.
+    progress: (total, label) -> context manager with `update`, for long searches.
+    device: where torch searches; None: on a GPU if there is one.
+    Raises ValueError where a scope has too few rows for k.
+    """
+    points = _points(embeddings, search)  # (parts, n, d)
+    others = None
+    if search.scope == "reference":
+        if reference is None:
+            raise ValueError("scope 'reference' needs a reference set: pass reference_set=...")
+        others = _points(Embeddings.of(reference), search)
+    total = points.shape[0] * points.shape[1]
+    rows = total if others is None else others.shape[0] * others.shape[1]
+    backend = search.backend
+    if backend == "auto":
+        scope = min(rows, points.shape[0] * search.batch_size) if search.scope == "batch" else rows
+        backend, reason = choose(total, scope, others is None, device)
+        log.info("neighbours: %d rows, each among %d; backend %s, as %s", total, scope, backend, reason)
+    with nullcontext() if progress is None else progress(total + (others is not None) * rows, "neighbours") as bar:
+        ask = _Asker(k, backend, search.memory_mb, None if bar is None else bar.update, device)
+        if others is not None:
+            return _among_reference(points, others, ask)
+        if search.scope == "full":
+            return _among_themselves(points, ask)
+        return _in_batches(points, search, ask)
+
+
+@dataclass(frozen=True)
+class _Asker:
+    """`nearest` with everything settled but the rows."""
+
+    k: int
+    backend: str
+    memory_mb: int
+    update: Any
+    device: str | None
+
+    def __call__(self, queries: np.ndarray, base: np.ndarray, scope: str, *, same: bool = True) -> Nearest:
+        most = len(base) - same
+        if not 1 <= self.k <= most:
+            rule = f"in 1..{most} for a {scope} of {len(base)} rows" + (" (self excluded)" if same else "")
+            raise ValueError(f"k must lie {rule}, got {self.k}")
+        own = np.arange(len(base)) if same else None
+        settled = {"backend": self.backend, "memory_mb": self.memory_mb, "progress": self.update}
+        return nearest(queries, base, self.k, own=own, device=self.device, **settled)
+
+
+def _points(embeddings: Embeddings, search: NeighbourSearch) -> np.ndarray:
+    """(parts, n, d): the images, and for the joint modality the texts."""
+    parts = [embeddings.image]
+    if search.modality == "joint":
+        if embeddings.text is None:
+            raise ValueError("modality 'joint' needs text embeddings, and there are none")
+        parts.append(embeddings.text)
+    ready = [unit(part) if search.normalise else np.ascontiguousarray(part, np.float32) for part in parts]
+    return ready[0][None] if len(ready) == 1 else np.stack(ready)
+
+
+def _among_themselves(points: np.ndarray, ask: _Asker) -> Neighbours:
+    parts, n, d = points.shape
+    flat = points.reshape(parts * n, d)
+    found = ask(flat, flat, "scope")
+    return Neighbours(found.distances, found.indices, np.arange(n), found.recall)
+
+
+def _among_reference(points: np.ndarray, others: np.ndarray, ask: _Asker) -> Neighbours:
+    if points.shape[2] != others.shape[2]:
+        raise ValueError(f"samples are {points.shape[2]} wide, the reference {others.shape[2]}; they must agree")
+    base = others.reshape(-1, others.shape[2])
+    own = ask(base, base, "reference set")
+    asked = ask(points[0], base, "reference set", same=False)
+    return Neighbours(
+        np.concatenate([own.distances, asked.distances]),
+        np.concatenate([own.indices, asked.indices]),
+        len(base) + np.arange(points.shape[1]),
+        min(own.recall, asked.recall),
+    )
+
+
+def _in_batches(points: np.ndarray, search: NeighbourSearch, ask: _Asker) -> Neighbours:
+    parts, n, d = points.shape
+    batches = list(batch_rows(n, search.batch_size, search.seed))
+    size = parts * len(batches[0][0])  # rows of the table per batch
+    distances = np.empty((len(batches) * size, ask.k), dtype=np.float32)
+    indices = np.empty((len(batches) * size, ask.k), dtype=np.int64)
+    queries = np.full(n, -1, dtype=np.int64)
+    recalls = []
+    for number, (rows, new) in enumerate(batches):
+        start = number * size
+        flat = points[:, rows].reshape(size, d)
+        found = ask(flat, flat, "batch")
+        distances[start : start + size] = found.distances
+        indices[start : start + size] = found.indices + start
+        queries[rows[:new]] = start + np.arange(new)
+        recalls.append(found.recall)
+    if (queries < 0).any():
+        raise AssertionError(f"{int((queries < 0).sum())} samples were left out of every batch")
+    return Neighbours(distances, indices, queries, float(np.mean(recalls)))
+
+
+def batch_rows(n: int, batch_size: int, seed: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Random batches of equal size: (rows, how many of them are queries here).
+
+    Every row is a query once; a last, short batch ends with rows of other batches, as reference only.
+    """
+    rng = np.random.default_rng(seed)
+    order, size = rng.permutation(n), min(n, batch_size)
+    for begin in range(0, n, size):
+        rows = order[begin : begin + size]
+        new = len(rows)
+        if new < size:
+            filling = rng.choice(order[:begin], size - new, replace=False)
+            rows = np.concatenate([rows, filling])
+        yield rows, new

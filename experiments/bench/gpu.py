@@ -1,0 +1,290 @@
+"""A section of `python -m experiments.bench`: is the GPU right, and how fast is it?
+
+The checks hold what the device computes against this CPU: neighbour tables against brute force in float64, the
+loss of a training step, embeddings, detectors' scores. Then training, embedding and the neighbour search are
+measured, the search beside the device's own rate of large matrix products in the same run.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.bench.neighbours import Check, Ratio, clustered
+
+GIGABYTE = 2**30
+
+
+def gpu(quick: bool) -> Iterator[Ratio | Check]:
+    """Is the GPU right, against this CPU, and how fast is it: checks, training, embedding, neighbours"""
+    from experiments.bench.processes import process_checks
+    from experiments.bench.training import training
+
+    yield from neighbour_checks(*((4_000, 128) if quick else (40_000, 256)))  # tiles off the diagonal too
+    yield from model_checks("cuda:0", 512 if quick else 4_096)
+    if (count := _gpus()) > 1:
+        yield from process_checks("cuda:0", count, 512 if quick else 4_096)
+    yield from training(quick)
+    yield from embedding_rate("cuda:0", "RN50", 224, 2_048 if quick else 16_384)
+    rates = product_rates("cuda:0", 4_096 if quick else 8_192)
+    yield from rates.values()
+    for scope, n, k in (("full", 1_000_000, 65), ("batch", 2_300_000, 64)):
+        yield from search_rate(scope, n // 20 if quick else n, 1024, k, rates["bfloat16"].value)
+
+
+# --- is it right? ------------------------------------------------------------------------------------------------
+
+
+def neighbour_checks(n: int, d: int, k: int = 17, batch: int = 2048) -> Iterator[Check]:
+    """The torch backend, on the GPU if there is one, against brute force in float64, for all points and in batches.
+
+    Where the products' rounding would show: clusters, noise, and duplicates far from the origin.
+    """
+    from detect import DAO, LOF, SLOF, Embeddings, KDistance, Neighbours, NeighbourSearch, find_neighbours
+    from detect.search.neighbours import batch_rows
+
+    rng = np.random.default_rng(0)
+    far = clustered(n, d) + np.float32(30)
+    far[1 :: max(2, n // 200)] = far[0 : -1 : max(2, n // 200)]
+    points = {"clusters": clustered(n, d), "noise": rng.standard_normal((n, d), np.float32), "far duplicates": far}
+    for name, x in points.items():
+        table = find_neighbours(Embeddings.of(x), k, NeighbourSearch(backend="torch"))
+        true, rows = brute_force(x, k)
+        yield _same_table(f"{n:,} x {d}, {name}, full scope, against float64", table, x, true)
+        if name != "clusters":
+            continue
+        exact = Neighbours(true.astype(np.float32), rows, np.arange(n))
+        for detector in (KDistance(k=k - 1), LOF(k=k - 1), SLOF(k=k - 1), DAO(k=k - 1)):
+            scores = [detector.score_neighbours(t) for t in (table, exact)]
+            agreement = _rank_agreement(*scores)
+            yield Check(
+                f"{type(detector).__name__}: ranks against those from float64",
+                agreement >= 0.9999,
+                f"Spearman {agreement:.6f}, >= 0.9999",
+            )
+        size = min(n, batch)
+        table = find_neighbours(Embeddings.of(x), k, NeighbourSearch("batch", size, backend="torch"))
+        batches = list(batch_rows(n, size, 0))
+        rows = np.concatenate([rows for rows, _ in batches])
+        true = np.concatenate([brute_force(x[rows], k)[0] for rows, _ in batches])
+        yield _same_table(f"{n:,} x {d}, {name}, batches of {size}, against float64", table, x[rows], true)
+
+
+def brute_force(x: np.ndarray, k: int, block: int = 256) -> tuple[np.ndarray, np.ndarray]:
+    """Distances (n, k) and rows (n, k) of each row's k nearest others, in float64 on the CPU."""
+    import torch
+
+    points = torch.from_numpy(x).double()
+    points -= points.mean(0)
+    squares = points.square().sum(1)
+    distances, rows = [], []
+    for begin in range(0, len(points), block):
+        part = points[begin : begin + block]
+        products = squares[begin : begin + block, None] + squares - 2 * part @ points.T
+        products[torch.arange(len(part)), torch.arange(begin, begin + len(part))] = torch.inf
+        near = products.topk(min(k + 8, len(points) - 1), dim=1, largest=False).indices
+        exact = torch.linalg.vector_norm(points[near] - part[:, None], dim=2)  # products cancel between near rows
+        exact, order = exact.topk(k, dim=1, largest=False)
+        distances.append(exact)
+        rows.append(near.gather(1, order))
+    return torch.cat(distances).numpy(), torch.cat(rows).numpy()
+
+
+def _same_table(what: str, table: Any, x: np.ndarray, true: np.ndarray, tolerance: float = 1e-5) -> Check:
+    """Distances, and those that the neighbours named do have, are the true ones; ties may be named either way."""
+    own = np.arange(len(x))[:, None]
+    named = np.empty_like(true)
+    for begin in range(0, len(x), 512):
+        part = slice(begin, begin + 512)
+        apart = x[table.indices[part]].astype(np.float64) - x[part, None].astype(np.float64)
+        named[part] = np.sqrt(np.square(apart).sum(2))
+    scale = np.maximum(true, 1e-3 * np.abs(true).max())  # duplicates have none of their own
+    error = max(float((np.abs(found - true) / scale).max()) for found in (table.distances, named))
+    strange = int((table.indices == own).sum())
+    strange += int((np.diff(np.sort(table.indices, axis=1), axis=1) == 0).sum())
+    return Check(
+        what,
+        error <= tolerance and not strange,
+        f"largest relative error {error:.1e}, <= {tolerance:.0e}; {strange} rows with themselves or twice, 0",
+    )
+
+
+def model_checks(device: str, pairs: int) -> Iterator[Check]:
+    """One training step, then a trained model's embeddings and scores, on `device` against the CPU."""
+    from detect import DAO, SLOF
+    from experiments.clip.embed import embed
+    from experiments.clip.model import SmallCLIP, TrainedModel
+    from experiments.data.pairs import open_pairs
+    from experiments.data.shapes.source import Shapes
+    from experiments.training.batches import Shift
+    from experiments.training.config import TrainConfig
+    from experiments.training.trainer import train
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        Shapes(pairs=pairs, size=32, test_per_class=1).build(folder / "data", 1)
+        source = open_pairs(folder / "data")
+
+        def losses(place: str, where: str, **options: Any) -> np.ndarray:
+            settings: dict[str, Any] = {"epochs": 1, "batch_size": pairs, "warmup_epochs": 0, "augment": Shift(3)}
+            (folder / where).mkdir()
+            train(SmallCLIP(), TrainConfig(**settings | options), source, folder / where, seed=0, device=place)
+            return np.load(folder / where / "losses.npy")
+
+        expected = losses("cpu", "step on the CPU", precision="float32")[:, 0]
+        for precision, tolerance in (("float32", 0.01), ("auto", 0.05)):
+            found = losses(device, precision, precision=precision)[:, 0]
+            error = float(np.abs(found - expected).max() / expected.mean())
+            yield Check(
+                f"first training step ({precision}): each sample's loss against the CPU's float32",
+                error <= tolerance,
+                f"largest error {error:.1e} of the mean, <= {tolerance:g}",
+            )
+        history = losses(device, "model", epochs=8, batch_size=min(128, pairs // 4), lr=2e-3, clip_norm=1.0)
+        begin, end = history[:, 0].mean(), history[:, -1].mean()
+        yield Check("eight epochs: the loss is finite and falls", bool(end < begin), f"{begin:.3f} to {end:.3f}")
+        there, here = (embed(TrainedModel.load(folder / "model", place), source) for place in (device, "cpu"))
+        for part in ("image", "text"):
+            one, other = getattr(there, part), getattr(here, part)
+            cosine = float(
+                ((one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)).min()
+            )
+            yield Check(
+                f"{part} embeddings of the embed stage against the CPU's float32",
+                cosine >= 0.999,
+                f"smallest cosine {cosine:.5f}, >= 0.999",
+            )
+        for detector in (SLOF(k=16), DAO(k=16)):
+            agreement = _rank_agreement(detector.score(there), detector.score(here))
+            yield Check(
+                f"{type(detector).__name__} on these embeddings: ranks against the CPU's",
+                agreement >= 0.95,
+                f"Spearman {agreement:.4f}, >= 0.95",
+            )
+
+
+def _rank_agreement(one: np.ndarray, other: np.ndarray) -> float:
+    """Spearman's correlation."""
+    ranks = np.stack([scores.argsort(kind="stable").argsort() for scores in (one, other)])
+    return float(np.asarray(np.corrcoef(ranks))[0, 1])
+
+
+# --- how fast is it? ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Repeated:
+    """`count` samples that are few images over and over, in memory: nothing is decoded."""
+
+    pixels: np.ndarray
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    @property
+    def ids(self) -> np.ndarray:
+        return np.arange(self.count)
+
+    @property
+    def captions(self) -> list[str]:
+        return ["a photo of a banana"] * self.count
+
+    @property
+    def size(self) -> int:
+        return self.pixels.shape[1]
+
+    def images(self, rows: np.ndarray) -> np.ndarray:
+        return self.pixels[np.asarray(rows) % len(self.pixels)]
+
+
+def embedding_rate(device: str, name: str, size: int, count: int, batch: int = 512) -> Iterator[Ratio]:
+    """Images a second through the embed stage, without decoding."""
+    from experiments.clip.embed import embed
+    from experiments.clip.model import OpenCLIP
+
+    model = OpenCLIP(name, size=size).build(())
+    model.clip.to(device).eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (64, size, size, 3), dtype=np.uint8)
+    embed(model, _Repeated(pixels, batch), batch=batch)  # warm-up: memory, kernels
+    seconds, peak = _timed(device, lambda: embed(model, _Repeated(pixels, count), batch=batch))
+    yield Ratio(f"embedding with {name}, {count:,} images in memory", count / seconds, unit="/s", seconds=seconds)
+    if peak is not None:
+        yield Ratio("peak memory of that", peak, unit="GB")
+
+
+def product_rates(device: str, side: int) -> dict[str, Ratio]:
+    """The device's rate of large square matrix products, for bfloat16, TF32 and float32."""
+    import torch
+
+    rates = {}
+    rounds = 20 if device.startswith("cuda") else 1
+    settings = torch.backends.cuda.matmul
+    before = settings.fp32_precision
+
+    def multiply(a: Any, b: Any) -> None:
+        for _ in range(rounds):
+            a @ b
+
+    for name, kind, precision in (
+        ("bfloat16", torch.bfloat16, "ieee"),
+        ("TF32", torch.float32, "tf32"),
+        ("float32", torch.float32, "ieee"),
+    ):
+        a, b = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
+        settings.fp32_precision = precision
+        try:
+            multiply(a, b)  # warm-up
+            seconds, _ = _timed(device, functools.partial(multiply, a, b))
+        finally:
+            settings.fp32_precision = before
+        what = f"a product of {side:,} x {side:,} in {name}"
+        rates[name] = Ratio(what, 2 * side**3 * rounds / seconds / 1e12, unit="TF/s")
+    return rates
+
+
+def search_rate(scope: str, n: int, d: int, k: int, peak_rate: float, batch: int = 2048) -> Iterator[Ratio]:
+    """Seconds of an exact search; its products as a share of `peak_rate`, in 10^12 operations a second."""
+    from detect import Embeddings, NeighbourSearch, find_neighbours
+
+    device = "cuda:0" if _gpus() else "cpu"
+    embeddings = Embeddings.of(clustered(n, d, device=device))
+    search = NeighbourSearch(scope, batch, backend="torch")
+    find_neighbours(Embeddings.of(clustered(4 * k, d)), k, NeighbourSearch(backend="torch"))  # warm-up
+    seconds, peak = _timed(device, lambda: find_neighbours(embeddings, k, search))
+    among = "all" if scope == "full" else f"batches of {batch:,}"
+    yield Ratio(f"neighbours, {n:,} x {d} among {among}, k = {k}, exact", seconds, unit="s")
+    # A pair's product serves both of its rows.
+    share = 100 * n * (n if scope == "full" else min(n, batch)) * d / seconds / 1e12 / peak_rate
+    yield Ratio("of the bfloat16 rate, for one product a pair of rows", share, unit="%")
+    if peak is not None:
+        yield Ratio("peak memory of that", peak, unit="GB")
+
+
+def _timed(device: str, work: Callable[[], Any]) -> tuple[float, float | None]:
+    """Seconds, and on a GPU the peak of its memory in gigabytes."""
+    import torch
+
+    cuda = device.startswith("cuda")
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+        torch.cuda.synchronize(device)
+    begin = time.perf_counter()
+    work()
+    if cuda:
+        torch.cuda.synchronize(device)
+    seconds = time.perf_counter() - begin
+    return seconds, torch.cuda.max_memory_allocated(device) / GIGABYTE if cuda else None
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0

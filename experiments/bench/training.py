@@ -1,0 +1,163 @@
+"""A section of `python -m experiments.bench`: does the input keep the model busy?
+
+JPEG files of 256 pixels are drawn into tar shards, and RN50 of the paper's protocol is trained on them at 224.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import cycle, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.bench.neighbours import Check, Ratio
+
+if TYPE_CHECKING:
+    from experiments.data.shard_pairs import ShardPairs
+
+
+def training(quick: bool) -> Iterator[Ratio | Check]:
+    """Samples a second of decoding alone, of RN50's training step alone, and of the two together"""
+    import torch
+
+    from experiments.clip.model import OpenCLIP
+    from experiments.data.pairs import open_pairs
+    from experiments.data.shapes.export import Export
+    from experiments.data.shards import Shards
+    from experiments.training.config import TrainConfig
+    from experiments.training.trainer import Trainer
+
+    cuda = torch.cuda.is_available()
+    workers = os.cpu_count() or 1
+    batch, count = (256, 8 if quick else 32) if cuda else (8, 2 if quick else 4)
+    pairs = min(batch * count, 4096)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        Export(folder / "shards", pairs=pairs + pairs // 4, shards=1 + pairs // 512, size=256).write(workers)
+        data = Shards(shards=str(folder / "shards"), size=224, check=False, classes=4)
+        (folder / "data").mkdir()
+        data.build(folder / "data", workers)
+        source = open_pairs(folder / "data")
+        settings = TrainConfig(epochs=1000, batch_size=batch, warmup_epochs=0)  # more than is looked at
+        run = Trainer(OpenCLIP("RN50").build(()), settings, source, folder, 0, "cuda:0" if cuda else "cpu")
+        network = run.model.clip
+        decoded = list(islice(_batches(run, workers), 3))
+
+        def step(batch: Any) -> None:
+            run.train_step(network, batch)
+
+        for first in decoded:  # warm-up: memory, kernels
+            step(first)
+        _peak(cuda)
+        # What was decoded while nobody took anything does not count. (A CPU's model takes less than any decoding.)
+        ahead = 5 * workers
+        decoding = _rate(_batches(run, workers), count, batch, lambda _: None, cuda, skip=ahead)
+        model, memory = _rate(cycle(decoded), count, batch, step, cuda), _peak(cuda)
+        both = _rate(_batches(run, workers), count, batch, step, cuda, skip=ahead if cuda else 1)
+        run.optimiser.state.clear()  # else its memory would be counted as open_clip's
+        plain, memory_of_plain = _rate(cycle(decoded), count, batch, _open_clips_step(run), cuda), _peak(cuda)
+        in_batches = list(batch_decoding(source, run.device, batch, count))  # type: ignore[arg-type]
+    device = torch.cuda.get_device_name() if cuda else "the CPU"
+    yield Ratio(f"decode, resize, crop: alone, {workers} processes", decoding, unit="/s")
+    yield from in_batches
+    yield Ratio(
+        f"RN50's step alone, batch {batch}, {'bfloat16' if run.half else 'float32'}, on {device}", model, unit="/s"
+    )
+    yield Ratio("the two together", both, unit="/s")
+    if cuda:
+        yield Ratio("peak memory of the step", memory, unit="GB")
+        yield Ratio("peak memory of open_clip's own", memory_of_plain, unit="GB")
+    bottleneck = "decoding" if decoding < model else "the model"
+    yield Ratio(f"of the slower one alone is kept; the bottleneck is {bottleneck}", both / min(decoding, model))
+    yield Ratio("the step against open_clip's own forward, loss and backward", model / plain, aim=0.9)
+
+
+def _batches(run: Any, workers: int) -> Iterator[Any]:
+    from experiments.training.batches import load
+
+    return load(run.steps(early=False), 0, workers, pin=run.device.startswith("cuda"))
+
+
+def _rate(
+    batches: Iterator[Any], count: int, size: int, work: Callable[[Any], None], cuda: bool, skip: int = 1
+) -> float:
+    """Samples a second over `count` batches; the first `skip`, with which the processes start, are not timed."""
+    import torch
+
+    for batch in islice(batches, skip):
+        work(batch)
+    if cuda:
+        torch.cuda.synchronize()
+    begin = time.perf_counter()
+    for batch in islice(batches, count):
+        work(batch)
+    if cuda:
+        torch.cuda.synchronize()
+    return count * size / (time.perf_counter() - begin)
+
+
+def _peak(cuda: bool) -> float:
+    """The most memory that the GPU has held since the last call, in gigabytes; 0 without one."""
+    import torch
+
+    if not cuda:
+        return 0.0
+    peak = torch.cuda.max_memory_allocated() / 2**30
+    torch.cuda.reset_peak_memory_stats()
+    return peak
+
+
+def batch_decoding(shards: ShardPairs, device: str, batch: int, rounds: int) -> Iterator[Ratio | Check]:
+    """Images a second by `runtime.decoder=device` on `device`, reading them too; and are they right?"""
+    import numpy as np
+
+    from experiments.data.jpeg_batches import JPEGDecoder
+
+    rows = np.arange(min(batch, len(shards)))
+    try:
+        decoder = JPEGDecoder(device)
+        decoded, left = decoder.canvases(shards.contents(rows), shards.size, shards.limits)  # warm-up
+    except (ImportError, ValueError) as error:
+        print(f"  torchvision's decoder: left out ({error})")
+        return
+    canvases = shards.images(rows)
+    there = np.setdiff1d(rows, left)
+    off = np.abs(decoded[there].astype(int) - canvases[there]).mean() if len(there) else np.inf
+    yield Check(
+        f"images decoded by torchvision on {device} against Pillow's",
+        len(left) <= len(rows) // 10 and off <= 3,
+        f"{off:.2f} of 255 off in the mean, <= 3; {len(left)} of {len(rows)} refused, <= a tenth",
+    )
+    begin = time.perf_counter()
+    for _ in range(rounds):
+        decoder.canvases(shards.contents(rows), shards.size, shards.limits)
+    rate = rounds * len(rows) / (time.perf_counter() - begin)
+    yield Ratio(
+        f"decode, resize, crop: by torchvision on {device}, one thread, batches of {len(rows)}", rate, unit="/s"
+    )
+
+
+def _open_clips_step(run: Any) -> Callable[[Any], None]:
+    """The same model as open_clip's own script trains it: autocast, ClipLoss, AdamW."""
+    import torch
+    from open_clip.loss import ClipLoss
+
+    clip, loss = run.model.clip, ClipLoss()
+    optimiser = torch.optim.AdamW(clip.parameters(), lr=1e-3)
+    kind = run.device.split(":")[0]
+
+    def step(batch: Any) -> None:
+        images = batch.images.to(run.device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
+        optimiser.zero_grad()
+        with torch.autocast(kind, torch.bfloat16, enabled=run.half):
+            out = clip(images.contiguous(), batch.tokens.to(run.device, non_blocking=True))
+            total = loss(out["image_features"], out["text_features"], out["logit_scale"])
+        total.backward()
+        optimiser.step()
+        with torch.no_grad():
+            clip.logit_scale.clamp_(0, 4.6052)
+
+    return step

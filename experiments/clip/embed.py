@@ -1,0 +1,149 @@
+"""Embed every sample, and gentle views of its image, written by row and asserted filled."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from attacks.pairs import Pairs
+from detect import Embeddings
+from detect.embeddings import unit
+from detect.views import VIEWS
+from experiments.clip.model import TrainedModel
+from experiments.runtime import distributed
+from experiments.runtime.progress import track
+
+
+class _Slices(Dataset):
+    """This process's batches; images as the model is evaluated on them: no augmentation.
+
+    Whole batches are shared out, so that each is computed just as by one process, to the last bit.
+    """
+
+    def __init__(self, pairs: Pairs, tokenise: Callable[[Sequence[str]], torch.Tensor], batch: int) -> None:
+        self.pairs, self.tokenise = pairs, tokenise
+        begins = range(distributed.rank() * batch, len(pairs), distributed.world_size() * batch)
+        self.slices = [np.arange(begin, min(begin + batch, len(pairs))) for begin in begins]
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        rows = self.slices[index]
+        tokens = self.tokenise([self.pairs.captions[int(row)] for row in rows])
+        return torch.from_numpy(rows), torch.from_numpy(self.pairs.images(rows)), tokens
+
+
+def embed(
+    model: TrainedModel, pairs: Pairs, *, workers: int = 0, threads: bool = False, batch: int = 512
+) -> Embeddings:
+    """Un-normalised image and text embeddings of all `pairs`, (n, d) each, float32 arithmetic on CPUs.
+
+    On GPUs the forward pass runs in bfloat16 and its result is stored as float32. Under torchrun each process
+    embeds its own batches and all end up with the whole.
+    workers: processes that load batches; with `threads`, threads (of pairs that are decoded on a GPU). 0: none.
+    """
+
+    def both(rows: torch.Tensor, pixels: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return model.image(model.pixels(pixels)), model.text(tokens)
+
+    image, text = _by_row(model, pairs, both, "embed", workers, threads, batch)
+    return Embeddings(np.asarray(pairs.ids), image, text)
+
+
+def agreement_of_views(
+    model: TrainedModel, pairs: Pairs, embeddings: Embeddings, *, workers: int = 0, threads: bool = False,
+    batch: int = 256,
+) -> np.ndarray:  # fmt: skip
+    """Cosine of every gentle view of each image with its caption, (n, views) float32, in the order of `VIEWS`.
+
+    workers, threads: as of `embed`.
+    """
+    assert embeddings.text is not None
+    captions = torch.from_numpy(unit(embeddings.text))
+
+    def agree(rows: torch.Tensor, pixels: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x, caption = model.pixels(pixels), captions[rows].to(model.device)
+        seen = [torch.nn.functional.normalize(model.image(view(x)).float(), dim=1) for view in VIEWS.values()]
+        return (torch.stack([(image * caption).sum(dim=1) for image in seen], dim=1),)
+
+    return _by_row(model, pairs, agree, "views", workers, threads, batch)[0]
+
+
+@torch.inference_mode()
+def _by_row(
+    model: TrainedModel,
+    pairs: Pairs,
+    compute: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]],
+    label: str,
+    workers: int,
+    threads: bool,
+    batch: int,
+) -> list[np.ndarray]:
+    """What `compute` (rows, images, tokens -> tensors) gives of all batches, by row, each row asserted filled."""
+    cuda = model.device.type == "cuda"
+    slices = _Slices(pairs, model.tokenizer, batch)
+    loader: Iterable[Any]
+    if threads and workers:
+        loader = in_threads(slices.__getitem__, len(slices), workers)
+    else:
+        loader = DataLoader(
+            slices, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None, pin_memory=cuda
+        )
+    whole: list[torch.Tensor] = []
+    filled = torch.zeros(len(pairs), dtype=torch.int32)
+    for rows, pixels, tokens in track(loader, len(slices), label, "batch"):
+        with torch.autocast("cuda", torch.bfloat16, enabled=cuda):
+            parts = [part.float().cpu() for part in compute(rows, pixels, tokens)]
+        if not whole:
+            whole = [torch.zeros(len(pairs), part.shape[1]) for part in parts]
+        for target, part in zip(whole, parts, strict=True):
+            target[rows] = part
+        filled[rows] += 1
+    if distributed.world_size() > 1:
+        # A process without a batch of its own does not know the widths yet.
+        widths = distributed.broadcast([part.shape[1] for part in whole])
+        whole = whole or [torch.zeros(len(pairs), width) for width in widths]
+        whole, filled = [distributed.all_sum(part) for part in whole], distributed.all_sum(filled)
+    if not bool((filled == 1).all()):
+        raise RuntimeError(f"{int((filled != 1).sum())} of {len(pairs)} rows were not computed exactly once")
+    return [part.numpy() for part in whole]
+
+
+def in_threads(get: Callable[[int], Any], count: int, threads: int) -> Iterator[Any]:
+    """get(0), get(1), ... in this order, a few of them ahead, by so many threads."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[Any]] = deque()
+        try:
+            for index in range(count):
+                waiting.append(pool.submit(get, index))
+                if len(waiting) > 2 * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def save(embeddings: Embeddings, folder: Path) -> None:
+    np.save(folder / "ids.npy", embeddings.ids)
+    np.save(folder / "image.npy", embeddings.image)
+    if embeddings.text is not None:
+        np.save(folder / "text.npy", embeddings.text)
+
+
+def load(folder: Path) -> Embeddings:
+    text = folder / "text.npy"
+    return Embeddings(
+        np.load(folder / "ids.npy"),
+        np.load(folder / "image.npy"),
+        np.load(text) if text.exists() else None,
+    )

@@ -1,0 +1,56 @@
+"""`model=trained|finetuned`: a model folder that an earlier run has left in its store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from experiments.clip.model import DESCRIPTION, WEIGHTS, TrainedModel
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Used as it is, or trained on.
+
+    folder: `<store>/train/<key>`.
+    finetune: train on from its weights, by the `train` settings; its vocabulary stays.
+    """
+
+    kind: ClassVar[str] = "trained"
+
+    folder: str
+    finetune: bool = False
+
+    def __post_init__(self) -> None:
+        missing = [name for name in (WEIGHTS, DESCRIPTION) if not (Path(self.folder) / name).is_file()]
+        if missing:
+            raise ValueError(
+                f"model.folder must be the folder of a trained model, but {self.folder!r} holds no "
+                f"{' and no '.join(missing)}; such folders are <store>/train/<key>"
+            )
+
+    @property
+    def trains(self) -> bool:
+        return self.finetune
+
+    @property
+    def size(self) -> int:
+        """Side of the input image in pixels."""
+        description = json.loads((Path(self.folder) / DESCRIPTION).read_text())
+        return int(description["spec"].get("size", 224))
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Local files whose content decides the result."""
+        if self.finetune:
+            return tuple(str(Path(self.folder) / name) for name in (DESCRIPTION, WEIGHTS))
+        return tuple(
+            sorted(str(file) for file in Path(self.folder).iterdir() if file.suffix in (".json", ".safetensors"))
+        )
+
+    def build(self, texts: Iterable[str]) -> TrainedModel:
+        """The model; `texts` is not used."""
+        return TrainedModel.load(Path(self.folder))

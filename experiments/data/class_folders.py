@@ -1,0 +1,189 @@
+"""`eval=imagenet` and `eval=folders`: a folder that holds one folder of images for each class.
+
+Built like a data stage: `build(folder)` decodes everything into `folder`/test, and
+`experiments.data.pairs.open_test(folder)` reads it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import runpy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from experiments.data.damage import DamageReport, DecodeError, Issue
+from experiments.data.image_decoding import FORMATS, Limits, decode
+from experiments.data.pairs import IMAGES, TEST, Progress, TestSet, counting, create_images, write_images
+from experiments.data.test_set import prompt_templates
+from experiments.runtime.process_pool import run_jobs
+
+_CHUNK = 256
+_ENDINGS = tuple("." + ending.lower() for ending in (*FORMATS, "jpg", "tif"))
+
+
+@dataclass(frozen=True)
+class Builtin:
+    """`eval=builtin`: the test set that the data bring along; nothing to build."""
+
+
+@dataclass(frozen=True)
+class ClassFolders:
+    """A folder of class folders.
+
+    Args:
+        path: the folder; its folders are the classes, in sorted order.
+        size: side of the canvas in pixels.
+        classes: "imagenet": the folders are WordNet ids and get open_clip's class names; or a file with a line
+            for each class, `folder name<TAB>class name`, or class names alone in the folders' order;
+            None: the folders' own names, `_` read as a space.
+        per_class: so many images of each class, the first by name; None: all.
+        max_damaged: largest share of damaged images that is put up with.
+    """
+
+    path: str
+    size: int
+    classes: str | None = None
+    per_class: int | None = None
+    max_damaged: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not Path(self.path).is_dir():
+            raise ValueError(f"eval.path must be a folder of class folders, but there is no folder {self.path!r}")
+        if self.per_class is not None and self.per_class < 1:
+            raise ValueError(f"eval.per_class must be at least 1, got {self.per_class}")
+        if not 0 <= self.max_damaged <= 1:
+            raise ValueError(f"eval.max_damaged must lie in [0, 1], got {self.max_damaged}")
+        self.names()
+
+    def folders(self) -> list[str]:
+        """The class folders' names, sorted."""
+        with os.scandir(self.path) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        if len(names) < 2:
+            raise ValueError(
+                f"eval.path={self.path} must hold one folder of images for each class, but holds {len(names)} "
+                "folders. ImageNet's validation images come in one flat folder: sort them into 1000 folders "
+                "named by WordNet id first (docs/data.md)"
+            )
+        return names
+
+    def names(self) -> tuple[str, ...]:
+        """The class names, in the order of `folders()`."""
+        folders = self.folders()
+        if self.classes is None:
+            return tuple(" ".join(name.replace("_", " ").split()) for name in folders)
+        if self.classes == "imagenet":
+            known = dict(zip(_wordnet_ids(), _imagenet_names(), strict=True))
+            where = "ImageNet's WordNet ids"
+        else:
+            known = _read_names(Path(self.classes), folders)
+            where = self.classes
+        missing = [name for name in folders if name not in known]
+        if missing:
+            raise ValueError(
+                f"{len(missing)} of {len(folders)} folders of eval.path={self.path} are not among {where}: "
+                f"{', '.join(missing[:5])}"
+            )
+        names = tuple(known[name] for name in folders)
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice and self.classes != "imagenet":  # of ImageNet's classes, a few share their name
+            raise ValueError(f"eval.classes gives two folders the same class name: {', '.join(twice)}")
+        return names
+
+    def files(self) -> tuple[list[str], np.ndarray]:
+        """Paths of all images and their labels (n,)."""
+        paths, labels = [], []
+        for label, name in enumerate(self.folders()):
+            inside = Path(self.path) / name
+            found = sorted(file.name for file in inside.iterdir() if file.suffix.lower() in _ENDINGS)
+            for file in found[: self.per_class]:
+                paths.append(str(inside / file))
+                labels.append(label)
+        if not paths:
+            raise ValueError(f"no image files in the folders of eval.path={self.path}")
+        return paths, np.array(labels, dtype=np.int64)
+
+    def fingerprint(self) -> str:
+        """Of what the configuration only points at: names and sizes of the files, and the class names."""
+        paths, _ = self.files()
+        lines = [f"{os.path.relpath(path, self.path)} {os.stat(path).st_size}" for path in paths]
+        return hashlib.sha256("\n".join([*lines, *self.names()]).encode()).hexdigest()[:16]
+
+    def build(self, folder: str | Path, workers: int = 1, progress: Progress | None = None) -> None:
+        """Decode everything into `folder`; damaged images are left out and listed."""
+        folder = Path(folder)
+        (folder / TEST).mkdir(parents=True, exist_ok=True)
+        paths, labels = self.files()
+        raw = folder / "decoded.npy"
+        create_images(raw, len(paths), self.size)
+        jobs = [(self.size, raw, begin, paths[begin : begin + _CHUNK]) for begin in range(0, len(paths), _CHUNK)]
+        report = DamageReport()
+        with counting(progress, len(paths), "reading evaluation images") as shown:
+            for job, issues in run_jobs(_decode_chunk, jobs, workers):
+                report.add(len(job[3]), issues)
+                shown.update(len(job[3]))
+        report.finalise(folder, self.max_damaged)
+        sound = np.setdiff1d(np.arange(len(paths)), [issue.id for issue in report.issues if not issue.note])
+        images = np.load(raw, mmap_mode="r")
+        create_images(folder / TEST / IMAGES, len(sound), self.size)
+        for begin in range(0, len(sound), 4096):
+            write_images(folder / TEST / IMAGES, begin, images[sound[begin : begin + 4096]])
+        kept = np.load(folder / TEST / IMAGES, mmap_mode="r")
+        TestSet(kept, labels[sound], self.names(), prompt_templates()).save_labels(folder / TEST)
+        raw.unlink()
+
+
+def _decode_chunk(job: tuple[int, Path, int, list[str]]) -> list[Issue]:
+    size, raw, begin, paths = job
+    images = np.zeros((len(paths), size, size, 3), dtype=np.uint8)
+    issues = []
+    for i, path in enumerate(paths):
+        try:
+            canvas = decode(Path(path).read_bytes(), size, Limits())
+        except DecodeError as damage:
+            issues.append(Issue(begin + i, path, damage.kind, damage.detail))
+            continue
+        images[i] = canvas.image
+        issues += [Issue(begin + i, path, note, note=True) for note in canvas.notes]
+    write_images(raw, begin, images)
+    return issues
+
+
+def _read_names(file: Path, folders: Sequence[str]) -> dict[str, str]:
+    if not file.is_file():
+        raise ValueError(
+            f"eval.classes must be 'imagenet' or a file of class names, but there is no file {str(file)!r}"
+        )
+    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    lines = [line for line in lines if line and not line.startswith("#")]
+    if any("\t" in line for line in lines):
+        pairs = [line.split("\t") for line in lines]
+        wrong = [line for line, pair in zip(lines, pairs, strict=True) if len(pair) != 2]
+        if wrong:
+            raise ValueError(f"{file}: every line must be `folder<TAB>class name`, got {wrong[0]!r}")
+        return {folder.strip(): name.strip() for folder, name in pairs}
+    if len(lines) != len(folders):
+        raise ValueError(f"{file} has {len(lines)} class names for {len(folders)} folders")
+    return dict(zip(folders, lines, strict=True))
+
+
+def _wordnet_ids() -> list[str]:
+    """ImageNet's 1000 WordNet ids in the order of the classes, which timm brings along."""
+    return (_package("timm") / "data/_info/imagenet_synsets.txt").read_text().split()
+
+
+def _imagenet_names() -> list[str]:
+    """open_clip's IMAGENET_CLASSNAMES, without the ten seconds that importing open_clip takes."""
+    return runpy.run_path(str(_package("open_clip") / "zero_shot_metadata.py"))["IMAGENET_CLASSNAMES"]
+
+
+def _package(name: str) -> Path:
+    found = find_spec(name)
+    if found is None or found.origin is None:
+        raise ValueError(f"eval.classes=imagenet needs the package {name}, which is not installed")
+    return Path(found.origin).parent

@@ -1,0 +1,183 @@
+"""Byte ranges of local and remote shards, and the pairs that are decoded from them on demand."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from experiments.data.damage import DecodeError
+from experiments.data.image_decoding import Limits, decode
+from experiments.data.jpeg_batches import JPEGDecoder
+
+INDEX, SHARDS = "index.arrow", "shards.json"
+
+
+def is_remote(url: str) -> bool:
+    return "://" in url and not url.startswith("file://")
+
+
+def local_path(url: str) -> str:
+    return url.removeprefix("file://")
+
+
+class RangeReader:
+    """Reads byte ranges of files; safe in threads and after a fork.
+
+    Local files are read at a position of their own (`pread`), and each thread keeps its last few open.
+    Remote ones go through fsspec, all ranges of a batch at a time.
+    """
+
+    def __init__(self, urls: Sequence[str], keep_open: int = 64) -> None:
+        self.urls, self.keep_open = list(urls), keep_open
+        self._thread = threading.local()
+
+    def __reduce__(self) -> Any:
+        return RangeReader, (self.urls, self.keep_open)
+
+    def read(self, files: np.ndarray, offsets: np.ndarray, lengths: np.ndarray) -> list[bytes]:
+        """Ranges of the files at positions `files` (b,) in `urls`; an OSError for one that is too short."""
+        result: list[bytes] = [b""] * len(files)
+        remote = []
+        for i in np.lexsort((offsets, files)):  # in the order on disk
+            url = self.urls[files[i]]
+            if is_remote(url):
+                remote.append(int(i))
+            else:
+                result[i] = os.pread(self._open(local_path(url)), int(lengths[i]), int(offsets[i]))
+        if remote:
+            from fsspec.core import url_to_fs
+
+            system, _ = url_to_fs(self.urls[files[remote[0]]])
+            paths = [system._strip_protocol(self.urls[files[i]]) for i in remote]
+            starts = [int(offsets[i]) for i in remote]
+            ends = [int(offsets[i] + lengths[i]) for i in remote]
+            for i, content in zip(remote, system.cat_ranges(paths, starts, ends, on_error="raise"), strict=True):
+                result[i] = content
+        for i, content in enumerate(result):
+            if len(content) != lengths[i]:
+                raise OSError(f"{self.urls[files[i]]} has become shorter since it was indexed")
+        return result
+
+    def _open(self, path: str) -> int:
+        opened: OrderedDict[str, int] | None = getattr(self._thread, "opened", None)
+        if opened is None:
+            opened = self._thread.opened = OrderedDict()
+        if path in opened:
+            opened.move_to_end(path)
+            return opened[path]
+        if len(opened) >= self.keep_open:
+            os.close(opened.popitem(last=False)[1])
+        opened[path] = os.open(path, os.O_RDONLY)
+        return opened[path]
+
+
+class ArrowTexts(Sequence[str]):
+    """Texts of a memory-mapped Arrow column: millions of captions without millions of Python strings."""
+
+    def __init__(self, column: Any) -> None:
+        self._column = column
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[str]: ...
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            begin, end, step = row.indices(len(self))
+            return [self[i] for i in range(begin, end, step)]
+        row = int(row)
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)} captions")
+        return self._column[row % len(self)].as_py()
+
+    def __iter__(self) -> Iterator[str]:
+        for begin in range(0, len(self), 65536):
+            yield from self._column.slice(begin, 65536).to_pylist()
+
+
+class ShardPairs:
+    """Pairs that stay in their tar shards: random access by row, decoded on demand.
+
+    decoder: for whole batches of images, or None to decode one after the other on the CPU.
+    May be used from several threads, sent to other processes and (without a decoder on a GPU) used after a fork.
+    """
+
+    def __init__(self, folder: str | Path, decoder: JPEGDecoder | None = None) -> None:
+        import pyarrow as pa
+
+        self.folder, self.decoder = Path(folder), decoder
+        facts = json.loads((self.folder / SHARDS).read_text())
+        self._size, self.limits = int(facts["size"]), Limits(**facts["limits"])
+        with pa.memory_map(str(self.folder / INDEX)) as source:
+            table = pa.ipc.open_file(source).read_all()
+        columns = {name: table[name].combine_chunks() for name in table.column_names}
+        self.ids: np.ndarray = columns["id"].to_numpy()
+        self.captions = ArrowTexts(columns["caption"])
+        self._shard, self._offset, self._length = (columns[k].to_numpy() for k in ("shard", "offset", "length"))
+        self._reader = RangeReader(facts["shards"])
+
+    def __reduce__(self) -> Any:
+        return ShardPairs, (str(self.folder), self.decoder)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def size(self) -> int:
+        """Side of the canvas in pixels."""
+        return self._size
+
+    def contents(self, rows: np.ndarray) -> list[bytes]:
+        """The image files of `rows` (b,) as they lie in the shards."""
+        rows = np.asarray(rows)
+        return self._reader.read(self._shard[rows], self._offset[rows], self._length[rows])
+
+    def source(self, row: int) -> str:
+        """Shard and byte offset of a row's image."""
+        return f"{self._reader.urls[self._shard[row]]} at byte {self._offset[row]}"
+
+    def images(self, rows: np.ndarray) -> np.ndarray:
+        """Row positions (b,) -> (b, size, size, 3) uint8.
+
+        Raises a RuntimeError that names the sample if one cannot be decoded, which cannot happen for data
+        that was checked when it was indexed.
+        """
+        rows = np.asarray(rows)
+        contents = self.contents(rows)
+        images = np.empty((len(rows), self.size, self.size, 3), dtype=np.uint8)
+        left: Iterable[int] = range(len(rows))
+        if self.decoder is not None:
+            images, left = self.decoder.canvases(contents, self.size, self.limits)
+        for i in left:
+            try:
+                images[i] = decode(contents[i], self.size, self.limits).image
+            except DecodeError as damage:
+                raise RuntimeError(
+                    f"sample {self.ids[rows[i]]} ({self.source(int(rows[i]))}) cannot be decoded: {damage}. "
+                    "Set data.check=true to have such samples left out beforehand"
+                ) from None
+        return images
+
+
+def write_index(
+    folder: Path, urls: Sequence[str], size: int, limits: Limits, columns: dict[str, np.ndarray], captions: Any
+) -> None:
+    """Write what ShardPairs reads; `columns`: id, shard, offset and length, each (n,)."""
+    import pyarrow as pa
+
+    arrays = {name: pa.array(values) for name, values in columns.items()}
+    table = pa.table({**arrays, "caption": captions.cast(pa.large_string())}).combine_chunks()
+    with pa.OSFile(str(folder / INDEX), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=max(len(table), 1))
+    facts = {"size": size, "limits": vars(limits), "shards": list(urls)}
+    (folder / SHARDS).write_text(json.dumps(facts, indent=1))

@@ -1,0 +1,116 @@
+"""`task=defences`: removing the suspects against ways to train that are meant to need no removal.
+
+All of them meet the same poisoned data: trained on as usual, by each of `ways`, and without what the scan ranks
+first; training on clean data is what can be hoped for.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.pipeline.study import Study
+from experiments.runtime import distributed
+from experiments.tasks.retrain import COLUMNS, CleanAndRetrain, Retrained
+
+SUBSET = 3  # which stream of random numbers
+
+
+@dataclass(frozen=True)
+class Defence:
+    """A way to train.
+
+    name: its row in the table.
+    train: what differs from the configuration's `train`.
+    finetune: None: it trains from scratch on the poisoned data. Otherwise the model that saw them is trained on,
+        with so large a share of the pairs as they were before the attack: those that a defender has checked.
+    """
+
+    name: str
+    train: Mapping[str, Any]
+    finetune: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.finetune is not None and not 0 < self.finetune <= 1:
+            raise ValueError(f"task.ways: finetune of {self.name} must lie in (0, 1], got {self.finetune}")
+
+    def training(self, study: Study) -> DictConfig:
+        """The study's `train` with this way's differences; a setting that does not exist is refused."""
+        config = copy.deepcopy(study.config.train)
+        for name, value in self.train.items():
+            if name not in config:
+                raise ValueError(f"task.ways: {self.name} sets train.{name}, which does not exist")
+            OmegaConf.update(config, name, value, merge=False)  # a loss is replaced, with all its weights
+        return config
+
+    def study(self, study: Study) -> Study:
+        """What is trained, which for a fine-tuning first trains `study`."""
+        config = copy.deepcopy(study.config)
+        config.train = self.training(study)
+        if self.finetune is None:
+            return Study(config)
+        config.train_on = "clean"
+        config.model = {
+            "_target_": "experiments.clip.Trained", "folder": str(study.train_entry.path), "finetune": True,
+        }  # fmt: skip
+        ids = np.asarray(study.clean.ids)
+        chosen = np.random.default_rng([study.seed, SUBSET]).permutation(len(ids))[
+            : round(self.finetune * len(ids))
+        ]
+        return Study(config, np.sort(ids[chosen]))
+
+
+@dataclass(frozen=True)
+class Defences(CleanAndRetrain):
+    """ways: to train, by any name.  Of `shares`, each is removed by the scan's ranking before another training.
+
+    A row's `trainings` is what all of its trainings cost: pairs and altered views of pairs that pass through the
+    model, in multiples of the undefended training. The passes of the scan, which trains nothing, come on top.
+    """
+
+    ways: Mapping[str, Defence] = field(default_factory=dict)
+
+    task: ClassVar[str] = "defences"
+
+    def check(self, study: Study) -> None:
+        """Refuse, before any work, settings of a way that cannot be trained with."""
+        from hydra.utils import instantiate
+
+        super().check(study)
+        pairs = getattr(study.data, "pairs", None)
+        for way in self.ways.values():
+            training = instantiate(way.training(study))
+            if way.finetune and pairs and round(way.finetune * pairs) < training.batch_size:
+                raise ValueError(
+                    f"task.ways: finetune of {way.name} must leave a batch of {training.batch_size} pairs, "
+                    f"got {way.finetune} of {pairs}"
+                )
+
+    def run(self, study: Study) -> Retrained | None:
+        truth = study.truth
+        rows = [self.row(study, "undefended", truth) | {"trainings": 1.0}]
+        for way in self.ways.values():
+            tried = way.study(study)
+            cost = _passes(tried) / _passes(study) + (way.finetune is not None)
+            rows.append(self.row(tried, way.name, truth) | {"trainings": cost})
+        order, _ = self.suspects(study)
+        for share in self.shares:
+            removed = order[: round(share * len(order))]
+            row = self.row_without(study, f"retrained, {100 * share:g} % less by the ranking", removed)
+            rows.append(row | {"trainings": 2 - share})
+        rows.append(self.clean_row(study) | {"trainings": 1.0})
+        columns = {name: text for name, text in COLUMNS.items() if name != "removed"}
+        columns |= {"trained_on": "model", "trainings": "cost"}
+        return Retrained(rows, "Defences", columns) if distributed.is_main() else None
+
+
+def _passes(study: Study) -> int:
+    """Pairs that pass through the model in its training, and altered views beside them."""
+    pairs = len(study.clean) if study.kept is None else len(study.kept)
+    views = 2 if study.training.objective.views is True else 1
+    return study.training.epochs * pairs * views

@@ -1,0 +1,267 @@
+"""Natural backdoors: groups of suspects that a model could learn to answer with one caption.
+
+The paper's find in CC3M is the case to have in mind: 798 near-identical pictures of a birthday cake, all with the
+caption "the birthday cake with candles in the form of a number icon", act as a trigger that nobody planted. A
+planted one is a group of the same kind.
+
+The most suspicious samples are linked where their images are near-identical in the embedding, or alike under a
+near-shared caption; connected components are then grown by every other sample that is as near. Groups are ranked
+by how much a model could learn from them:
+
+    strength = log2(size) * similarity * concentration * isolation * surprise
+
+`concentration` asks whether the captions say the same. `isolation` asks whether captions of like meaning go with
+other images: it is 0 where images under the nearest other captions are as close to the group as its own members are
+(an ordinary class), and 1 where they are as far as any image. Seen in the demo: a natural backdoor 2.6, planted
+attacks 1.1 to 2.0, the strongest group of clean data 0.5.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+class Source(Protocol):
+    """What grouping looks at; `experiments.tasks.samples.Samples` is one."""
+
+    captions: list[str]
+
+    def __len__(self) -> int: ...
+    def images(self, rows: np.ndarray) -> np.ndarray: ...
+    def vectors(self, kind: str, rows: np.ndarray) -> np.ndarray: ...
+    def blocks(self, kind: str) -> Iterator[tuple[int, np.ndarray]]: ...
+
+
+@dataclass(frozen=True)
+class Group:
+    """Samples that belong together, the most suspicious first; every measure but `strength` lies in [0, 1].
+
+    similarity: mean cosine of the image embeddings to their centre.
+    pixels: mean correlation of thumbnails with their mean; near 1 for one picture many times, low where the images
+        differ and share but a detail.
+    shared: share of members whose caption is `caption` or close to it by its words.
+    concentration: how much closer in meaning the captions are than any: 1 for one meaning, 0 for random captions.
+    isolation: how far images under captions of like meaning are from the group (see the module).
+    surprise: mean share of all samples that are less suspicious than a member, from 0 (half of them) to 1 (all).
+    """
+
+    rows: np.ndarray
+    caption: str
+    similarity: float
+    pixels: float
+    caption_jaccard: float
+    concentration: float
+    isolation: float
+    surprise: float
+    strength: float
+    alarming: bool
+
+    @property
+    def size(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """How suspects are grouped.
+
+    suspects: share of the samples, the most suspicious, that groups start from; at most `most_suspects`.
+    near: cosine from which images count as near-identical.
+    like: cosine from which images under a near-shared caption are linked.
+    shared: share of words in common (Jaccard) from which captions are near-shared.
+    smallest: members that a group must have.
+    alarm_size, alarm_strength: a group is reported as alarming if it reaches both.
+    """
+
+    suspects: float = 0.02
+    most_suspects: int = 20_000
+    near_cosine: float = 0.95
+    like_cosine: float = 0.9
+    caption_jaccard: float = 0.8
+    smallest: int = 4
+    alarm_size: int = 10
+    alarm_strength: float = 1.0
+    most_groups: int = 50
+
+    def __post_init__(self) -> None:
+        if not 0 < self.suspects <= 1:
+            raise ValueError(f"grouping.suspects must lie in (0, 1], got {self.suspects}")
+        if not 0 < self.like_cosine <= self.near_cosine <= 1:
+            raise ValueError(
+                f"grouping needs 0 < like <= near <= 1, got like={self.like_cosine}, near={self.near_cosine}"
+            )
+        if not 0 < self.caption_jaccard <= 1:
+            raise ValueError(f"grouping.shared must lie in (0, 1], got {self.caption_jaccard}")
+        if self.smallest < 2:
+            raise ValueError(f"grouping.smallest must be at least 2, got {self.smallest}")
+
+    def find(self, samples: Source, score: np.ndarray) -> list[Group]:
+        """Groups of the most suspicious samples, the strongest first; score: (n,), higher is more suspicious."""
+        n = len(samples)
+        order = np.argsort(-score, kind="stable")
+        percentile = np.empty(n)
+        percentile[order] = 1 - np.arange(n) / max(n - 1, 1)
+        count = min(max(round(self.suspects * n), self.smallest), self.most_suspects, n)
+        suspects = order[:count]
+        components = self._components(samples, suspects)
+        if not components:
+            return []
+        grown = self._grow(samples, components, percentile)
+        means = {kind: _mean(samples, kind) for kind in ("image", "text")}
+        texts = _nearest_captions(samples, grown)
+        groups = [
+            self._measure(samples, rows, percentile, means, other) for rows, other in zip(grown, texts, strict=True)
+        ]
+        return sorted(groups, key=lambda group: -group.strength)[: self.most_groups]
+
+    def _components(self, samples: Source, suspects: np.ndarray) -> list[np.ndarray]:
+        """Linked suspects, (m,) rows each, of at least two; the largest first."""
+        from scipy.sparse import coo_matrix
+        from scipy.sparse.csgraph import connected_components
+
+        vectors = samples.vectors("image", suspects)
+        words = [words_of(samples.captions[row]) for row in suspects]
+        left, right = [], []
+        for begin in range(0, len(suspects), 1024):
+            similar = vectors[begin : begin + 1024] @ vectors.T
+            i, j = np.nonzero(similar >= self.like_cosine)
+            keep = i + begin < j
+            i, j = i[keep], j[keep]
+            near = similar[i, j] >= self.near_cosine
+            alike = [bool(sure) or jaccard(words[a + begin], words[b]) >= self.caption_jaccard
+                     for a, b, sure in zip(i, j, near, strict=True)]  # fmt: skip
+            left.append(i[alike] + begin)
+            right.append(j[alike])
+        ends = np.concatenate(left), np.concatenate(right)
+        shape = (len(suspects), len(suspects))
+        graph = coo_matrix((np.ones(len(ends[0]), np.int8), ends), shape=shape)
+        number, label = connected_components(graph, directed=False)
+        parts = [suspects[label == one] for one in np.flatnonzero(np.bincount(label, minlength=number) > 1)]
+        return sorted(parts, key=len, reverse=True)[: 4 * self.most_groups]
+
+    def _grow(self, samples: Source, components: list[np.ndarray], percentile: np.ndarray) -> list[np.ndarray]:
+        """Each component with every sample that is near its centre, or like it under the same caption."""
+        centres = np.stack([_centre(samples.vectors("image", rows)) for rows in components])
+        captions = [
+            leading_caption([samples.captions[row] for row in rows], self.caption_jaccard)[0] for rows in components
+        ]
+        words = [words_of(caption) for caption in captions]
+        members: list[list[np.ndarray]] = [[rows] for rows in components]
+        for begin, block in samples.blocks("image"):
+            similar = centres @ block.T
+            for i, near in enumerate(similar):
+                close = np.flatnonzero(near >= self.like_cosine)
+                for_sure = near[close] >= self.near_cosine
+                same = [bool(sure) or jaccard(words[i], words_of(samples.captions[begin + row])) >= self.caption_jaccard
+                        for row, sure in zip(close, for_sure, strict=True)]  # fmt: skip
+                members[i].append(begin + close[same] if len(close) else close)
+        grown: list[np.ndarray] = []
+        taken: list[set[int]] = []
+        for parts in members:
+            rows = np.unique(np.concatenate(parts))
+            rows = rows[np.argsort(-percentile[rows], kind="stable")]
+            inside = set(rows.tolist())
+            # Components of one crowd grow into each other.
+            double = any(len(inside & other) > len(inside) / 2 for other in taken)
+            if len(rows) >= self.smallest and not double:
+                grown.append(rows)
+                taken.append(inside)
+        return grown
+
+    def _measure(
+        self, samples: Source, rows: np.ndarray, percentile: np.ndarray, means: dict[str, np.ndarray],
+        other: np.ndarray,
+    ) -> Group:  # fmt: skip
+        images, texts = samples.vectors("image", rows), samples.vectors("text", rows)
+        centre, meaning = _centre(images), _centre(texts)
+        similarity, agreement = float((images @ centre).mean()), float((texts @ meaning).mean())
+        caption, shared = leading_caption([samples.captions[row] for row in rows], self.caption_jaccard)
+        concentration = _between(agreement, float(means["text"] @ meaning), 1.0)
+        isolation = 1.0
+        if len(other):
+            beside = float((samples.vectors("image", other) @ centre).mean())
+            isolation = 1 - _between(beside, float(means["image"] @ centre), similarity)
+        surprise = float(np.clip(2 * percentile[rows].mean() - 1, 0, 1))
+        strength = float(np.log2(len(rows)) * max(similarity, 0) * concentration * isolation * surprise)
+        alarming = len(rows) >= self.alarm_size and strength >= self.alarm_strength
+        return Group(
+            rows, caption, similarity, _thumbnail_correlation(samples.images(rows[:64])), shared, concentration,
+            isolation, surprise, strength, alarming,
+        )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=1 << 18)
+def words_of(caption: str) -> frozenset[str]:
+    """The words of a caption in lower case, numbers left out: "icon 3" and "icon 4" are one caption."""
+    return frozenset(re.findall(r"[^\W\d_]+", caption.lower()))
+
+
+def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
+    """Share of words in common; 1 for two empty sets."""
+    union = len(a | b)
+    return len(a & b) / union if union else 1.0
+
+
+def leading_caption(captions: Sequence[str], shared: float) -> tuple[str, float]:
+    """The caption that most others come close to, and the share that does."""
+    counts = Counter(captions)
+    sets = {caption: words_of(caption) for caption in counts}
+    best, most = captions[0], 0
+    for caption, _ in counts.most_common(20):
+        close = sum(times for other, times in counts.items() if jaccard(sets[caption], sets[other]) >= shared)
+        if close > most:
+            best, most = caption, close
+    return best, most / len(captions)
+
+
+def _centre(vectors: np.ndarray) -> np.ndarray:
+    centre = vectors.mean(axis=0)
+    return centre / max(float(np.linalg.norm(centre)), 1e-12)
+
+
+def _between(value: float, low: float, high: float) -> float:
+    """Where `value` lies on the way from `low` (0) to `high` (1)."""
+    return float(np.clip((value - low) / max(high - low, 1e-6), 0, 1))
+
+
+def _mean(samples: Source, kind: str) -> np.ndarray:
+    """(d,) mean of all unit-length embeddings: its product with a vector is the mean cosine of all to it."""
+    total = sum(block.sum(axis=0, dtype=np.float64) for _, block in samples.blocks(kind))
+    return np.asarray(total) / len(samples)
+
+
+def _nearest_captions(samples: Source, groups: Sequence[np.ndarray], wanted: int = 32) -> list[np.ndarray]:
+    """For each group the rows, outside of it, whose captions are nearest to what its own say on the whole."""
+    queries = np.stack([_centre(samples.vectors("text", rows)) for rows in groups])
+    best = np.full((len(groups), 0), -2.0, np.float32)
+    where = np.zeros((len(groups), 0), np.int64)
+    for begin, block in samples.blocks("text"):
+        similar = queries @ block.T
+        columns = np.arange(begin, begin + len(block))
+        for i, rows in enumerate(groups):
+            inside = rows[(rows >= begin) & (rows < begin + len(block))] - begin
+            similar[i, inside] = -2
+        best = np.concatenate([best, similar], axis=1)
+        where = np.concatenate([where, np.broadcast_to(columns, similar.shape)], axis=1)
+        top = np.argsort(-best, axis=1, kind="stable")[:, :wanted]
+        best, where = np.take_along_axis(best, top, 1), np.take_along_axis(where, top, 1)
+    return [found[similar > -2] for found, similar in zip(where, best, strict=True)]
+
+
+def _thumbnail_correlation(images: np.ndarray, side: int = 8) -> float:
+    """Mean correlation of the images' thumbnails, (b, size, size, 3) uint8, with their mean."""
+    from PIL import Image
+
+    small = [np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BOX)) for image in images]
+    flat = np.stack(small).reshape(len(small), -1).astype(np.float64)
+    flat -= flat.mean(axis=1, keepdims=True)
+    flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-9)
+    mean = flat.mean(axis=0)
+    return float(np.clip((flat @ mean).mean() / max(float(np.linalg.norm(mean)), 1e-9), 0, 1))

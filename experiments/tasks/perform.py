@@ -1,0 +1,64 @@
+"""What the tasks beside the main job print and leave in the run's folder."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from experiments.pipeline.study import Study
+    from experiments.pipeline.sweep import CellCounts
+
+log = logging.getLogger(__name__)
+
+
+def perform(config: DictConfig, study: Study, folder: Path) -> CellCounts:
+    """Run the task that `config` names on `study`; its files go to `folder`, a summary to the screen."""
+    from hydra.utils import instantiate
+
+    from experiments.pipeline.sweep import CellCounts
+    from experiments.runtime import distributed
+
+    task = instantiate(config)
+    task.check(study)
+    result = task.run(study)
+    if not distributed.is_main():
+        return CellCounts()
+    rows: Sequence[Mapping[str, Any]]
+    if result is None:  # some of a scan's parts
+        rows = [{"part": task.part, "parts": task.parts}]
+    else:
+        from rich.console import Console
+
+        text, rows = _write(result, folder)
+        Console(soft_wrap=True).print(text, markup=False, highlight=False)
+    _write_rows(rows, folder / "results.csv")
+    log.info("results in %s; %s", folder, study.store)
+    return CellCounts(done=1)
+
+
+def _write(result: Any, folder: Path) -> tuple[str, Sequence[Mapping[str, Any]]]:
+    """Write a result's files; what to print, and the rows of results.csv."""
+    from analysis.pages import suspects as suspects_page
+    from experiments.tasks.scan import ScanResult, write_scores
+
+    if isinstance(result, ScanResult):
+        write_scores(result, folder)
+        suspects_page.write(result, folder / "suspects.html")
+        text = suspects_page.summary(result)
+        (folder / "summary.md").write_text(text, encoding="utf-8")
+        return text, suspects_page.result_rows(result)
+    return result.write(folder)
+
+
+def _write_rows(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    with open(file, "w", newline="") as stream:
+        writer = csv.DictWriter(stream, columns)
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,186 @@
+"""Which rows make up each training step, and how their images are augmented.
+
+Everything about a step follows from (seed, step): a run that was killed resumes in the middle of an epoch, and
+one process or N see the same global batches with the same augmentation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from attacks.pairs import Pairs
+from experiments.runtime import distributed
+from experiments.training.losses import Views
+
+ORDER, AUGMENT, VIEWS = 1, 2, 3  # which stream of random numbers
+
+
+@dataclass(frozen=True)
+class Shift:
+    """Random translation by up to `pixels`, edges mirrored: the crop that keeps a model from memorising pairs."""
+
+    pixels: int = 3
+
+    def __post_init__(self) -> None:
+        if self.pixels < 0:
+            raise ValueError(f"augment.pixels must be 0 or more, got {self.pixels}")
+
+    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        return rng.integers(0, 2 * self.pixels + 1, size=(count, 2))
+
+    def apply(self, images: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+        """(b, s, s, 3) uint8, (b, 2) offsets -> (b, s, s, 3)."""
+        side, pad = images.shape[1], self.pixels
+        padded = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="reflect")
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (side, side), axis=(1, 2))
+        chosen = windows[np.arange(len(images)), drawn[:, 0], drawn[:, 1]]  # (b, 3, s, s)
+        return np.ascontiguousarray(chosen.transpose(0, 2, 3, 1))
+
+
+@dataclass(frozen=True)
+class ResizedCrop:
+    """torchvision's RandomResizedCrop, the paper's augmentation: a window of a share of the area, scaled back."""
+
+    scale: Sequence[float] = (0.9, 1.0)
+
+    def __post_init__(self) -> None:
+        low, high = self.scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"augment.scale must be two rising shares in (0, 1], got {list(self.scale)}")
+
+    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        return rng.integers(0, 2**63 - 1, size=count)
+
+    def apply(self, images: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+        """(b, s, s, 3) uint8, (b,) seeds -> (b, s, s, 3)."""
+        from torchvision.transforms import InterpolationMode, RandomResizedCrop
+        from torchvision.transforms.v2.functional import resized_crop
+
+        side = images.shape[1]
+        result = np.empty_like(images)
+        for index, seed in enumerate(drawn):
+            image = torch.from_numpy(images[index]).permute(2, 0, 1)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(int(seed))
+                window = RandomResizedCrop.get_params(image, list(self.scale), [3 / 4, 4 / 3])
+            crop = resized_crop(image, *window, [side, side], InterpolationMode.BICUBIC, antialias=True)
+            result[index] = crop.permute(1, 2, 0).numpy()
+        return result
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The order of `n` rows over all epochs, in global batches of `batch_size`; the last of an epoch wraps."""
+
+    n: int
+    batch_size: int
+    epochs: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.n // self.batch_size)
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+    def order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, ORDER, epoch]).permutation(self.n)
+
+    def rows(self, step: int, order: np.ndarray) -> tuple[np.ndarray, int]:
+        """Rows of the step, (batch_size,), and how many of them are new in this epoch."""
+        begin = (step % self.steps_per_epoch) * self.batch_size
+        rows = np.take(order, np.arange(begin, begin + self.batch_size), mode="wrap")
+        return rows, min(self.batch_size, self.n - begin)
+
+
+class Batch(NamedTuple):
+    """One step: (B,) rows of the global batch, how many are new in this epoch, and this process's share of it.
+
+    images: (b, s, s, 3) uint8, augmented.  tokens: (b, context).  The views are those of `experiments.training.augmentations`,
+    for losses that compare two.
+    """
+
+    rows: Tensor
+    new: int
+    images: Tensor
+    tokens: Tensor | None = None
+    image_views: Tensor | None = None
+    token_views: Tensor | None = None
+
+
+class Steps(Dataset):
+    """step -> Batch.
+
+    tokenise: texts -> (b, context), so that it happens where the images are decoded; None leaves tokens out.
+    views: add altered versions of images and texts; "only": put them in the place of the others.
+    """
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        schedule: Schedule,
+        augment: Shift | ResizedCrop | None,
+        tokenise: Callable[[Sequence[str]], Tensor] | None = None,
+        views: Views = False,
+    ) -> None:
+        self.pairs, self.schedule, self.augment = pairs, schedule, augment
+        self.tokenise, self.views = tokenise, views
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return self.schedule.steps
+
+    def __getitem__(self, step: int) -> Batch:
+        epoch = step // self.schedule.steps_per_epoch
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self.schedule.order(epoch)
+        rows, new = self.schedule.rows(step, self._order)
+        mine = slice(distributed.rank(), None, distributed.world_size())
+        clean = self.pairs.images(rows[mine])
+        images = self._augmented(clean, [AUGMENT, step], len(rows), mine)
+        batch = Batch(torch.from_numpy(rows), new, torch.from_numpy(images))
+        if self.tokenise is None:
+            return batch
+        texts = [self.pairs.captions[int(row)] for row in rows[mine]]
+        batch = batch._replace(tokens=self.tokenise(texts))
+        if self.views:
+            from experiments.training import augmentations as views
+
+            seeds = np.random.default_rng([self.schedule.seed, VIEWS, step]).integers(0, 2**63 - 1, len(rows))[mine]
+            # A crop of its own first, as the other view has one.
+            other = views.image_views(self._augmented(clean, [VIEWS, step, 1], len(rows), mine), seeds)
+            image_views, tokens = torch.from_numpy(other), self.tokenise(views.text_views(texts, seeds))
+            if self.views == "only":
+                return batch._replace(images=image_views, tokens=tokens)
+            batch = batch._replace(image_views=image_views, token_views=tokens)
+        return batch
+
+    def _augmented(self, images: np.ndarray, stream: Sequence[int], count: int, mine: slice) -> np.ndarray:
+        """Drawn for the whole batch, then applied to this process's share."""
+        if self.augment is None:
+            return images
+        rng = np.random.default_rng([self.schedule.seed, *stream])
+        return self.augment.apply(images, self.augment.draw(rng, count)[mine])
+
+
+def load(steps: Steps, start: int, workers: int, pin: bool) -> Iterator[Batch]:
+    """All steps from `start` on, prefetched by `workers` processes (0: in this one)."""
+    return iter(
+        DataLoader(
+            steps,
+            batch_size=None,
+            sampler=range(start, len(steps)),  # type: ignore[arg-type]
+            num_workers=workers,
+            prefetch_factor=4 if workers else None,
+            pin_memory=pin,
+        )
+    )

@@ -1,0 +1,109 @@
+"""Losses that remember: what a training keeps beside its weights.
+
+A loss of `experiments.training.losses` sees one batch and forgets it. The ways to train in `experiments.training.roclip` and
+`experiments.training.safeclip` do not: each is a `StatefulLoss`, of which every training starts its own `LossState`. A course
+is saved with the checkpoint, so that a killed training goes on to the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from attacks.pairs import Pairs
+from experiments.clip.model import TrainedModel
+from experiments.training.losses import Features, Loss, Views
+
+
+class LossState(Protocol):
+    """The loss of one training. Epochs and steps count from 0."""
+
+    def on_epoch_start(self, epoch: int, model: TrainedModel, pairs: Pairs, workers: int) -> None:
+        """Called before the first step of each epoch; may look at all pairs with the model as it is."""
+
+    def lr_scale(self, epoch: int) -> float:
+        """Factor of the learning rate."""
+        ...
+
+    def __call__(self, features: Features, rows: Tensor, step: int) -> Tensor:
+        """The loss of the batch that holds the pairs `rows`, (B,); called once a step."""
+        ...
+
+    def state(self) -> dict[str, Tensor]: ...
+
+    def load(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+@runtime_checkable
+class StatefulLoss(Protocol):
+    """The settings of a loss that remembers."""
+
+    bias: ClassVar[bool]
+    views: ClassVar[Views]
+
+    def check(self, epochs: int) -> None:
+        """Refuse a training that is too short for it."""
+
+    def course(self, n: int, steps_per_epoch: int, seed: int) -> LossState:
+        """Start a training on `n` pairs."""
+        ...
+
+
+class StatelessLoss:
+    """The course of an ordinary loss."""
+
+    def __init__(self, loss: Loss) -> None:
+        self.loss = loss
+
+    def on_epoch_start(self, epoch: int, model: TrainedModel, pairs: Pairs, workers: int) -> None:
+        pass
+
+    def lr_scale(self, epoch: int) -> float:
+        return 1.0
+
+    def __call__(self, features: Features, rows: Tensor, step: int) -> Tensor:
+        return self.loss(features)
+
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        pass
+
+
+class Pool:
+    """The last `size` unit-length features of earlier steps, (size, d) once it is full; the oldest leave first."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.features = torch.empty(0, 0)
+
+    @property
+    def full(self) -> bool:
+        return len(self.features) == self.size
+
+    def add(self, features: Tensor) -> None:
+        new = features.detach()
+        self.features = (torch.cat([self.features, new]) if len(self.features) else new)[-self.size :].clone()
+
+    def nearest(self, queries: Tensor) -> Tensor:
+        """The most similar of the pool to each query, (B, d) -> (B, d), without gradients."""
+        return self.features[(queries.detach() @ self.features.T).argmax(dim=1)]
+
+
+def start(loss: Loss | StatefulLoss, n: int, steps_per_epoch: int, seed: int) -> LossState:
+    return loss.course(n, steps_per_epoch, seed) if isinstance(loss, StatefulLoss) else StatelessLoss(loss)
+
+
+def pool_size(share: float, n: int) -> int:
+    """`share` of `n` pairs, at least one."""
+    return max(1, round(share * n))
+
+
+def require_share(loss: object, name: str) -> None:
+    value = getattr(loss, name)
+    if not 0 < value <= 1:
+        raise ValueError(f"train.loss.{name} must lie in (0, 1], got {value}")
