@@ -33,7 +33,7 @@ class Detector(ABC):
     def score(self, x: Any) -> np.ndarray:
         """Scores (n,), float64, of DetectorInputs, Embeddings, or an (n, d) array or tensor of image embeddings.
 
-        Raises ValueError if inputs that the detector needs is missing.
+        Raises ValueError if inputs that the detector needs are missing.
         """
         inputs = DetectorInputs.of(x)
         for name in sorted(self.needs):
@@ -108,7 +108,7 @@ class LocalDetector(Detector):
         return self.score_neighbours(table, inputs)
 
     def score_neighbours(self, neighbours: Neighbours, inputs: DetectorInputs | None = None) -> np.ndarray:
-        """Scores (n,) from a neighbour table at least `table_width` wide, and what else the detector needs to see."""
+        """Scores (n,) from a neighbour table at least `table_width` wide, and the other inputs that are needed."""
         table = neighbours.at(self.table_width)
         if self.convention == "paper_code":
             size = len(table.queries)

@@ -1,0 +1,1 @@
+"""Experiments in wings; imports run one way: runtime, data, clip, training, pipeline and bench, tasks."""

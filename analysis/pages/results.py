@@ -65,7 +65,7 @@ def write_page(
         "store": str(store),
     }
     data["images"] = list(images)
-    render("report.html", data, path)
+    render("results.html", data, path)
     return path
 
 

@@ -39,7 +39,7 @@ def write(result: ScanResult, path: Path, gallery: int = 120) -> Path:
         "groups": [_group(group, rows) for group, rows in zip(groups, members, strict=True)],
         "histogram": _histogram(result), "metrics": result.metrics, "failed": result.failed,
     }  # fmt: skip
-    render("suspects_page.html", data, path)
+    render("suspects.html", data, path)
     return path
 
 

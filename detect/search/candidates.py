@@ -104,7 +104,7 @@ def _by_products(search: Search, selves: bool) -> Callable[[Tensor], _Blocks]:
 
 
 def _mirrored(search: Search, half: bool) -> _Blocks:
-    """All rows among themselves; see `detect.search.tiles` and, where they lie in groups, `detect.search.partition`."""
+    """All rows among themselves; see `detect.search.tiles`, and `detect.search.partition` for rows in groups."""
     import torch
 
     n, exact = len(search.base), (torch.float32, 2.0**-22)

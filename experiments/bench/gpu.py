@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from experiments.bench.neighbours import Check, Ratio, clustered
+from experiments.bench.report import Check, Ratio, clustered, section
 
 GIGABYTE = 2**30
 
 
+@section("gpu", gpu=True)
 def gpu(quick: bool) -> Iterator[Ratio | Check]:
     """Is the GPU right, against this CPU, and how fast is it: checks, training, embedding, neighbours"""
     from experiments.bench.processes import process_checks

@@ -1,105 +1,18 @@
-"""Speed and memory against the usual ways: `python -m experiments.bench [section ...] [--quick] [--threads N]`.
-
-All ratios come from one run on the same threads; the two sides take turns and the best time of each counts, as the
-machine may have other work. A section is a function that yields `Ratio`s and `Check`s; add one with
-`@section("name")`. A check that fails makes the command end with status 1.
-"""
+"""The neighbour engine and the detectors on it beside the usual ways, on a CPU."""
 
 from __future__ import annotations
 
-import argparse
 import functools
 import gc
-import os
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-
-@dataclass(frozen=True)
-class Ratio:
-    """One figure: how many times faster we are or, with another `unit`, just a figure.
-
-    aim: what it should reach at least (at most, if `below`).  seconds: our time, to know what was timed.
-    """
-
-    what: str
-    value: float
-    aim: float | None = None
-    unit: str = "x"
-    below: bool = False
-    seconds: float | None = None
-
-    def __str__(self) -> str:
-        verdict = ""
-        if self.aim is not None:
-            met = self.value <= self.aim if self.below else self.value >= self.aim
-            verdict = f"aim {'<=' if self.below else '>='} {self.aim:g}  {'met' if met else 'MISSED'}"
-        seconds = "" if self.seconds is None else f"(ours {self.seconds:.2f} s)"
-        return f"  {self.what:<76} {self.value:8.1f} {self.unit:<4} {verdict:<22} {seconds}".rstrip()
-
-
-@dataclass(frozen=True)
-class Check:
-    """Whether a result is right: what was found, and what it must be."""
-
-    what: str
-    passed: bool
-    found: str
-
-    def __str__(self) -> str:
-        return f"  {self.what:<76} {'pass' if self.passed else 'FAILED':>8}      {self.found}"
-
-
-Section = Callable[[bool], Iterator[Ratio | Check]]
-SECTIONS: dict[str, Section] = {}
-ON_GPUS: set[str] = set()  # sections that need one
-
-
-def section(name: str, *, gpu: bool = False) -> Callable[[Section], Section]:
-    """Register a section: (quick) -> ratios and checks. Its docstring's first line is its heading."""
-
-    def register(function: Section) -> Section:
-        SECTIONS[name] = function
-        if gpu:
-            ON_GPUS.add(name)
-        return function
-
-    return register
-
-
-def best_of(rounds: int, *sides: Callable[[], Any]) -> list[float]:
-    """Best seconds of each side, the sides taking turns."""
-    best = [float("inf")] * len(sides)
-    for _ in range(rounds):
-        for number, side in enumerate(sides):
-            gc.collect()
-            start = time.perf_counter()
-            side()
-            best[number] = min(best[number], time.perf_counter() - start)
-    return best
-
-
-def clustered(n: int, d: int = 512, seed: int = 0, device: str = "cpu") -> np.ndarray:
-    """(n, d) float32 in 100 groups with 24 directions of spread each: more like embeddings than noise is."""
-    import torch
-
-    generator = torch.Generator(device).manual_seed(seed)
-    normal = functools.partial(torch.randn, generator=generator, device=device)
-    centres, spread = normal(100, d), normal(100, 24, d) / 5
-    group = torch.randint(100, (n,), generator=generator, device=device)
-    x = normal(n, d).mul_(0.1).add_(centres[group])
-    for number in range(100):
-        rows = (group == number).nonzero().flatten()
-        x[rows] += normal(len(rows), 24) @ spread[number]
-    return x.cpu().numpy()
-
+from experiments.bench.report import Check, Ratio, best_of, clustered, section
 
 # --- one batch: k-dist, LID, SLOF and DAO ------------------------------------------------------------------------
 
@@ -240,89 +153,3 @@ def peak_above_embeddings(n: int) -> float:
 def _kilobytes(name: str) -> int:
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith(name))
-
-
-@section("training")
-def training(quick: bool) -> Iterator[Ratio | Check]:
-    """Samples a second of decoding alone, of RN50's training step alone, and of the two together"""
-    from experiments.bench.training import training as figures
-
-    yield from figures(quick)
-
-
-@section("gpu", gpu=True)
-def gpu(quick: bool) -> Iterator[Ratio | Check]:
-    """Is the GPU right, against this CPU, and how fast is it: checks, training, embedding, neighbours"""
-    from experiments.bench.gpu import gpu as figures
-
-    yield from figures(quick)
-
-
-# --- the command -------------------------------------------------------------------------------------------------
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.bench", description=__doc__.splitlines()[0])
-    parser.add_argument("sections", nargs="*", help=f"which of {', '.join(SECTIONS)}; all, if none is named")
-    parser.add_argument(
-        "--quick", action="store_true", help="smaller sizes and fewer rounds: minutes become seconds"
-    )
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="for both sides alike")
-    parser.add_argument("--measure-memory", type=int, metavar="N", help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    unknown = sorted(set(options.sections) - set(SECTIONS))
-    if unknown:
-        parser.error(f"no section {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
-    _set_threads(options.threads)
-    graphics = _graphics()
-    if graphics is None and (asked := sorted(ON_GPUS.intersection(options.sections))):
-        parser.error(f"section {', '.join(asked)} needs a GPU, and torch sees none here")
-    if options.measure_memory:
-        print(peak_above_embeddings(options.measure_memory))
-        return
-    machine = f"{_processor()}, {options.threads} threads, {graphics or 'no GPU'}"
-    print(f"{machine}{', quick' if options.quick else ''}; x: how many times faster ours is than the other")
-    failed = 0
-    for name in options.sections or SECTIONS:
-        heading = (SECTIONS[name].__doc__ or "").splitlines()[0]
-        if name in ON_GPUS and graphics is None:
-            print(f"{name}: left out, as torch sees no GPU here ({heading})", flush=True)
-            continue
-        if name == "training" and not options.sections and graphics is not None:
-            continue  # a part of section gpu
-        print(f"{name}: {heading}", flush=True)
-        for line in SECTIONS[name](options.quick):
-            print(line, flush=True)
-            failed += isinstance(line, Check) and not line.passed
-    if failed:
-        print(f"{failed} checks FAILED")
-        raise SystemExit(1)
-
-
-def _set_threads(threads: int) -> None:
-    """The same number for every library; before any of them is imported, as OpenMP reads it only then."""
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads would slow each other down
-    import faiss
-    import torch
-
-    torch.set_num_threads(threads)
-    faiss.omp_set_num_threads(threads)
-
-
-def _graphics() -> str | None:
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-if __name__ == "__main__":
-    main()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.bench.neighbours import Check
+from experiments.bench.report import Check
 
 
 def process_checks(device: str, world: int, pairs: int) -> Iterator[Check]:

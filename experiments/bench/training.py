@@ -13,12 +13,13 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.bench.neighbours import Check, Ratio
+from experiments.bench.report import Check, Ratio, section
 
 if TYPE_CHECKING:
     from experiments.data.shard_pairs import ShardPairs
 
 
+@section("training")
 def training(quick: bool) -> Iterator[Ratio | Check]:
     """Samples a second of decoding alone, of RN50's training step alone, and of the two together"""
     import torch

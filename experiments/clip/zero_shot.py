@@ -66,7 +66,7 @@ def evaluate_zero_shot(
             rate = float((classify(model, weights, sources(name)) == target).mean())
         else:
             rate = attack_success(
-                model, weights, test, target, functools.partial(attack.triggered, trigger_name=name)
+                model, weights, test, target, functools.partial(attack.trigger_test_images, trigger_name=name)
             )
         rates[name] = round(rate, 4)
     if rates:

@@ -1,7 +1,8 @@
 """JPEGs decoded many at a time by torchvision: on a GPU by its nvJPEG, which does the work of many processor cores.
 
 What it cannot read, or would read otherwise (other formats, CMYK, turned or broken pictures), is left to
-`experiments.data.image_decoding`. Canvases differ from those by a few levels of 255, as decoders round in their own ways.
+`experiments.data.image_decoding`. Canvases differ from those by a few levels of 255, as decoders round in their
+own ways.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ IMAGES, CAPTIONS, NATURAL, TEST, CLASSES = (
 )  # fmt: skip
 
 Progress = Callable[[int, str], AbstractContextManager[Any]]
-"""(total, label) -> a context manager whose value has `update(n)`, as `experiments.runtime.progress.bar` and tqdm."""
+"""(total, label) -> a context manager whose value has `update(n)`, such as a tqdm bar."""
 
 
 class Counter(Protocol):

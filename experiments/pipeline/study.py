@@ -1,7 +1,7 @@
 """The stages in order: data -> plan -> train -> embed -> neighbours -> score.
 
 `Study` holds one composed configuration with everything instantiated and checked; each stage is a method that
-names its configuration and inputs, and how to compute it. `experiments.pipeline.evaluation` evaluates what comes out.
+names its configuration and inputs, and how to compute it. `experiments.pipeline.evaluation` evaluates the scores.
 """
 
 from __future__ import annotations

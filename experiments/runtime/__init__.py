@@ -1,0 +1,1 @@
+"""Store, processes, progress: what knows nothing of CLIP."""

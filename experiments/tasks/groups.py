@@ -95,12 +95,16 @@ class Grouping:
             raise ValueError(f"grouping.suspects must lie in (0, 1], got {self.suspects}")
         if not 0 < self.like_cosine <= self.near_cosine <= 1:
             raise ValueError(
-                f"grouping needs 0 < like <= near <= 1, got like={self.like_cosine}, near={self.near_cosine}"
+                "grouping needs 0 < like_cosine <= near_cosine <= 1, "
+                f"got like_cosine={self.like_cosine}, near_cosine={self.near_cosine}"
             )
         if not 0 < self.caption_jaccard <= 1:
-            raise ValueError(f"grouping.shared must lie in (0, 1], got {self.caption_jaccard}")
+            raise ValueError(f"grouping.caption_jaccard must lie in (0, 1], got {self.caption_jaccard}")
         if self.smallest < 2:
             raise ValueError(f"grouping.smallest must be at least 2, got {self.smallest}")
+
+    def _same_caption(self, a: frozenset[str], b: frozenset[str]) -> bool:
+        return jaccard(a, b) >= self.caption_jaccard
 
     def find(self, samples: Source, score: np.ndarray) -> list[Group]:
         """Groups of the most suspicious samples, the strongest first; score: (n,), higher is more suspicious."""
@@ -135,7 +139,7 @@ class Grouping:
             keep = i + begin < j
             i, j = i[keep], j[keep]
             near = similar[i, j] >= self.near_cosine
-            alike = [bool(sure) or jaccard(words[a + begin], words[b]) >= self.caption_jaccard
+            alike = [bool(sure) or self._same_caption(words[a + begin], words[b])
                      for a, b, sure in zip(i, j, near, strict=True)]  # fmt: skip
             left.append(i[alike] + begin)
             right.append(j[alike])
@@ -159,8 +163,10 @@ class Grouping:
             for i, near in enumerate(similar):
                 close = np.flatnonzero(near >= self.like_cosine)
                 for_sure = near[close] >= self.near_cosine
-                same = [bool(sure) or jaccard(words[i], words_of(samples.captions[begin + row])) >= self.caption_jaccard
-                        for row, sure in zip(close, for_sure, strict=True)]  # fmt: skip
+                same = [
+                    bool(sure) or self._same_caption(words[i], words_of(samples.captions[begin + row]))
+                    for row, sure in zip(close, for_sure, strict=True)
+                ]
                 members[i].append(begin + close[same] if len(close) else close)
         grown: list[np.ndarray] = []
         taken: list[set[int]] = []

@@ -105,8 +105,8 @@ class Schedule:
 class Batch(NamedTuple):
     """One step: (B,) rows of the global batch, how many are new in this epoch, and this process's share of it.
 
-    images: (b, s, s, 3) uint8, augmented.  tokens: (b, context).  The views are those of `experiments.training.augmentations`,
-    for losses that compare two.
+    images: (b, s, s, 3) uint8, augmented.  tokens: (b, context).  The views are those of
+    `experiments.training.augmentations`, for losses that compare two.
     """
 
     rows: Tensor

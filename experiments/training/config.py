@@ -24,7 +24,8 @@ class TrainConfig:
     """How to train.
 
     batch_size: pairs of one step, over all processes.  warmup_epochs may be a fraction.
-    loss: one of `experiments.training.losses`, or its name; or a way to train that remembers, see `experiments.training.stateful_losses`.
+    loss: one of `experiments.training.losses`, or its name; or one that keeps a state, see
+        `experiments.training.stateful_losses`.
     accumulate: in how many parts a batch passes through the model, to need less memory. The features of the
         whole batch are kept and its gradient is the exact one, as with GradCache (Gao et al. 2021); the parts
         pass twice. Only batch normalisation sees the parts one by one.

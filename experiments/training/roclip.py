@@ -21,7 +21,8 @@ class RoCLIP:
 
     The paper's section 4 (arXiv 2303.06854, version 2): a poisoned image is seldom nearest to a caption of the
     target, so that its own is not learned. The pool holds the latest captions, as they were embedded when their
-    batch was trained on; images and captions are altered in every epoch, as for CleanCLIP (`experiments.training.augmentations`).
+    batch was trained on; images and captions are altered in every epoch, as for CleanCLIP
+    (`experiments.training.augmentations`).
     Where we differ: the pool fills from the first step on, and until it is full every step is CLIP's.
 
     every: one turn of so many matches with the pool, the last of them.

@@ -18,8 +18,8 @@ NEEDED = ("slurmctld", "slurmd", "sbatch", "munged")
 ABSENT = [name for name in NEEDED if shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin") is None]
 TINY = [
     "data.test_per_class=2", "data.classes=4", "train.batch_size=100", "train.warmup_epochs=0.3",
-    "neighbours.batch_size=200", "scale.attacks.badnets.rate=0.02", "scale.k=8", "scale.wide_k=8", "logger=disabled",
-    "runtime.workers=1", "runtime.threads=1", "detector=[slof,norm]",
+    "neighbours.batch_size=200", "scale.attacks.badnets.rate=0.02", "scale.k=8", "scale.wide_k=8",
+    "logger=disabled", "runtime.workers=1", "runtime.threads=1", "detector=[slof,norm]",
 ]  # fmt: skip
 
 STARTED: list[subprocess.Popen] = []

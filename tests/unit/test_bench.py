@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from detect import Embeddings, NeighbourSearch, find_neighbours
+from experiments.bench import __main__ as bench
 from experiments.bench import gpu as bench_gpu
-from experiments.bench import neighbours as bench
 from experiments.bench import processes as bench_processes
+from experiments.bench import report
 from experiments.bench import training as bench_training
 from experiments.data.jpeg_batches import JPEGDecoder
 from experiments.data.pairs import open_pairs
@@ -25,7 +26,7 @@ def test_neighbour_checks_pass():
 
 @pytest.mark.parametrize("fault", ["another row", "itself", "a distance"])
 def test_a_wrong_table_fails(fault):
-    x = bench.clustered(300, 32)
+    x = report.clustered(300, 32)
     table = find_neighbours(Embeddings.of(x), 5, NeighbourSearch())
     true, rows = bench_gpu.brute_force(x, 5)
     assert np.array_equal(rows, table.indices)
@@ -87,7 +88,7 @@ def test_batch_decoding_is_checked_and_measured(tmp_path, monkeypatch):
 def test_a_failed_check_fails_the_command(passed, monkeypatch, capsys):
     def heading(quick):
         """A heading"""
-        yield bench.Check("two and two", passed, "4")
+        yield report.Check("two and two", passed, "4")
 
     monkeypatch.setattr(bench, "_set_threads", lambda threads: None)
     monkeypatch.setitem(bench.SECTIONS, "sums", heading)

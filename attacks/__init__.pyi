@@ -1,0 +1,16 @@
+from .attack import Attack as Attack
+from .attack import NoAttack as NoAttack
+from .pairs import ArrayPairs as ArrayPairs
+from .pairs import Pairs as Pairs
+from .plan import PoisonPlan as PoisonPlan
+from .plan import draw_plan as draw_plan
+from .poisoned_pairs import PoisonedPairs as PoisonedPairs
+from .triggers.badnets import BadNets as BadNets
+from .triggers.base import Trigger as Trigger
+from .triggers.blended import Blended as Blended
+from .triggers.blto import BLTO as BLTO
+from .triggers.identity import Identity as Identity
+from .triggers.nashville import Nashville as Nashville
+from .triggers.sig import SIG as SIG
+from .triggers.targeted import Targeted as Targeted
+from .triggers.wanet import WaNet as WaNet

@@ -1,0 +1,83 @@
+"""Speed and memory against the usual ways: `python -m experiments.bench [section ...] [--quick] [--threads N]`.
+
+All ratios come from one run on the same threads; the two sides take turns and the best time of each counts, as the
+machine may have other work. A section is a function that yields `Ratio`s and `Check`s; add one with
+`@section("name")`. A check that fails makes the command end with status 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+
+from experiments.bench import gpu, neighbours, training  # noqa: F401  each registers its sections
+from experiments.bench.neighbours import peak_above_embeddings
+from experiments.bench.report import ON_GPUS, SECTIONS, Check
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.bench", description=__doc__.splitlines()[0])
+    parser.add_argument("sections", nargs="*", help=f"which of {', '.join(SECTIONS)}; all, if none is named")
+    parser.add_argument(
+        "--quick", action="store_true", help="smaller sizes and fewer rounds: minutes become seconds"
+    )
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="for both sides alike")
+    parser.add_argument("--measure-memory", type=int, metavar="N", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    unknown = sorted(set(options.sections) - set(SECTIONS))
+    if unknown:
+        parser.error(f"no section {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
+    _set_threads(options.threads)
+    graphics = _graphics()
+    if graphics is None and (asked := sorted(ON_GPUS.intersection(options.sections))):
+        parser.error(f"section {', '.join(asked)} needs a GPU, and torch sees none here")
+    if options.measure_memory:
+        print(peak_above_embeddings(options.measure_memory))
+        return
+    machine = f"{_processor()}, {options.threads} threads, {graphics or 'no GPU'}"
+    print(f"{machine}{', quick' if options.quick else ''}; x: how many times faster ours is than the other")
+    failed = 0
+    for name in options.sections or SECTIONS:
+        heading = (SECTIONS[name].__doc__ or "").splitlines()[0]
+        if name in ON_GPUS and graphics is None:
+            print(f"{name}: left out, as torch sees no GPU here ({heading})", flush=True)
+            continue
+        if name == "training" and not options.sections and graphics is not None:
+            continue  # a part of section gpu
+        print(f"{name}: {heading}", flush=True)
+        for line in SECTIONS[name](options.quick):
+            print(line, flush=True)
+            failed += isinstance(line, Check) and not line.passed
+    if failed:
+        print(f"{failed} checks FAILED")
+        raise SystemExit(1)
+
+
+def _set_threads(threads: int) -> None:
+    """The same number for every library; before any of them is imported, as OpenMP reads it only then."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads would slow each other down
+    import faiss
+    import torch
+
+    torch.set_num_threads(threads)
+    faiss.omp_set_num_threads(threads)
+
+
+def _graphics() -> str | None:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    main()

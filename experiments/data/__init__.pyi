@@ -1,0 +1,5 @@
+from .class_folders import Builtin as Builtin
+from .class_folders import ClassFolders as ClassFolders
+from .shapes.source import Shapes as Shapes
+from .shards import Shards as Shards
+from .tables import Files as Files

@@ -1,0 +1,2 @@
+from .sweep import Sweep as Sweep
+from .tracking import Tracker as Tracker

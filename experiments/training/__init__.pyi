@@ -1,0 +1,9 @@
+from .batches import ResizedCrop as ResizedCrop
+from .batches import Shift as Shift
+from .config import TrainConfig as TrainConfig
+from .losses import CleanCLIPLoss as CleanCLIPLoss
+from .losses import CLIPLoss as CLIPLoss
+from .losses import CyCLIPLoss as CyCLIPLoss
+from .losses import SigLIPLoss as SigLIPLoss
+from .roclip import RoCLIP as RoCLIP
+from .safeclip import SafeCLIP as SafeCLIP
