@@ -30,28 +30,29 @@ def main(config: DictConfig) -> CellCounts:
 
     from analysis import report
     from experiments.pipeline.evaluation import run
-    from experiments.pipeline.study import Study
-    from experiments.tasks import perform as tasks
+    from experiments.pipeline.runner import Runner
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
-        study = Study(config)
+        runner = Runner.of(config)
     except (ValueError, InstantiationException) as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise  # one job of a sweep; the others go on
         log.error("%s", error.__cause__ or error)
         raise SystemExit(2) from None
     with instantiate(config.logger).start(folder, OmegaConf.to_container(config, resolve=True)) as tracker:
-        study.on_epoch = tracker.log
+        runner.resources.on_epoch = tracker.log
         if HydraConfig.get().runtime.choices["task"] != "detect":
-            return tasks.perform(config.task, study, folder)
-        result = run(study)
+            from experiments.tasks.perform import perform
+
+            return perform(config.task, runner, folder)
+        result = run(runner)
         if distributed.is_main():
             from rich.console import Console
 
             Console().print(report.write(result, folder))
             tracker.record(result)
-    log.info("results in %s; %s", folder, study.store)
+    log.info("results in %s; %s", folder, runner.store)
     return result.tally
 
 

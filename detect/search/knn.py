@@ -1,8 +1,8 @@
 """The k nearest rows of a reference set, exactly: the only place with distances and with self-exclusion.
 
 Candidates come from matrix products (of few pairs only, where the rows lie in groups: `detect.search.partition`),
-which are quick and inexact; then every row that could still be among the k nearest is measured directly, coordinate by
-coordinate. "Could still be" is a proof, not a guess. Let A be the product form of a squared distance between two
+which are quick and inexact; then every row that could still be among the k nearest is measured directly, coordinate
+by coordinate. "Could still be" is a proof, not a guess. Let A be the product form of a squared distance between two
 rows that were rounded by at most delta in all; then the true distance lies within
 
     sqrt((1 - rho) A - eps) - delta   and   sqrt((1 + rho) A + eps) + delta

@@ -49,20 +49,26 @@ def attack_success(
 
 
 def evaluate_zero_shot(
-    model: TrainedModel, test: TestSet, attack: Attack, sources: Callable[[str], np.ndarray]
+    model: TrainedModel,
+    test: TestSet,
+    attack: Attack | None = None,
+    sources: Callable[[str], np.ndarray] | None = None,
 ) -> dict[str, float]:
     """Zero-shot accuracy `zero_shot_top1` and attack success rate `asr`, the mean of `asr_<trigger>` if several.
 
-    sources: trigger -> the very images (m, size, size, 3) that a targeted attack wants misread.
+    attack: None: only the accuracy.  sources: trigger -> the very images
+    (m, size, size, 3) that a targeted attack wants misread.
     """
     if not len(test):
         return {}  # nothing was held out
     weights = class_weights(model, test.classes, test.templates)  # (d, classes)
     measures = {"zero_shot_top1": round(accuracy(model, weights, test), 4)}
     rates = {}
-    for name in attack.success_triggers:
+    for name in attack.success_triggers if attack else ():
+        assert attack is not None
         target = test.label(attack.targets[name])
         if attack.trigger(name).source_count:
+            assert sources is not None
             rate = float((classify(model, weights, sources(name)) == target).mean())
         else:
             rate = attack_success(

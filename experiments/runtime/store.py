@@ -19,7 +19,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -45,13 +45,15 @@ class Stage:
     version: int
     config: Mapping[str, Any]
     inputs: Mapping[str, str] = field(default_factory=dict)
+    width: int | None = None  # of a table that serves every smaller width too
 
     @property
     def key(self) -> str:
-        """16 hexadecimal digits of the hash of name, version, configuration and inputs."""
+        """16 hexadecimal digits of the hash of name, version, configuration and inputs; and the width, if any."""
         content = [self.name, self.version, self.config, dict(self.inputs)]
         text = json.dumps(content, sort_keys=True, default=_refuse)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return key if self.width is None else f"{key}-{self.width}"
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,12 @@ class Store:
 
     def has(self, stage: Stage) -> bool:
         return self.path(stage).is_dir()
+
+    def of_width(self, stage: Stage, width: int) -> Stage:
+        """The stage of the narrowest finished table that is at least `width` wide, else of one exactly so wide."""
+        finished = [path.name.partition("-")[2] for path in (self.root / stage.name).glob(f"{stage.key}-*")]
+        enough = [int(name) for name in finished if name.isdigit() and int(name) >= width]
+        return replace(stage, width=min(enough, default=width))
 
     def get(self, stage: Stage, make: Make, *, collective: bool = False) -> Entry:
         """Return the stage's result, computing it with `make(folder)` if no one has yet.

@@ -21,7 +21,8 @@ from experiments.data.provenance import sample_members
 from experiments.data.shard_pairs import is_remote, local_path
 from experiments.data.shards import IDS_PER_SHARD, Shards
 from experiments.data.tar_index import index_shard
-from experiments.pipeline.study import Study
+from experiments.pipeline.experiment import Experiment
+from experiments.pipeline.runner import Runner
 from experiments.tasks.scan import Scan, ScanResult
 
 log = logging.getLogger(__name__)
@@ -136,29 +137,29 @@ class Clean(Scan):
     write_shards: str | None = None
     remove_groups: bool = True
 
-    def check(self, study: Study) -> None:
+    def check(self, experiment: Experiment) -> None:
         """Refuse, before any work, what would fail after it."""
-        super().check(study)
+        super().check(experiment)
         if self.part is not None:
             raise ValueError(
                 "task.part computes a part of a scan, clean needs the whole one: use task=scan for parts"
             )
         if self.write_shards is None:
             return
-        if not isinstance(study.data, Shards):
+        if not isinstance(experiment.source, Shards):
             raise ValueError("task.write_shards rewrites tar shards, so it needs data=webdataset")
-        remote = [url for url in study.data.urls if is_remote(url)]
+        remote = [url for url in experiment.source.urls if is_remote(url)]
         if remote:
             raise ValueError(f"task.write_shards reads local shards; {remote[0]} is not: use kept.parquet instead")
-        names = [Path(url).name for url in study.data.urls]
+        names = [Path(url).name for url in experiment.source.urls]
         if len(set(names)) < len(names):
             raise ValueError("task.write_shards keeps the names of the shards, but some are named alike")
         target = Path(self.write_shards)
         if target.exists() and any(target.iterdir()):
             raise ValueError(f"task.write_shards must be a new or empty folder, but {target} holds files")
 
-    def run(self, study: Study) -> CleanResult | None:
-        result = self.scan(study)
+    def run(self, runner: Runner) -> CleanResult | None:
+        result = self.scan(runner)
         if result is None:
             return None
         removed = self.remove.suspects(result.order, result.table["z"].to_numpy())
@@ -170,7 +171,7 @@ class Clean(Scan):
         shards = None
         if self.write_shards is not None:
             bad = result.table["id"].to_numpy()[removed]
-            shards = rewrite(study.data, bad, Path(self.write_shards))
+            shards = rewrite(runner.experiment.source, bad, Path(self.write_shards))
         return CleanResult(result, self.remove, removed, shards, self.remove_groups)
 
 

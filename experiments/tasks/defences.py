@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.pipeline.study import Study
+from experiments.pipeline.experiment import Experiment
+from experiments.pipeline.runner import Runner
 from experiments.runtime import distributed
 from experiments.tasks.retrain import COLUMNS, CleanAndRetrain, Retrained
 
@@ -39,30 +40,29 @@ class Defence:
         if self.finetune is not None and not 0 < self.finetune <= 1:
             raise ValueError(f"task.ways: finetune of {self.name} must lie in (0, 1], got {self.finetune}")
 
-    def training(self, study: Study) -> DictConfig:
-        """The study's `train` with this way's differences; a setting that does not exist is refused."""
-        config = copy.deepcopy(study.config.train)
+    def training(self, experiment: Experiment) -> DictConfig:
+        """The experiment's `train` with this defence's differences; a setting that does not exist is refused."""
+        config = copy.deepcopy(experiment.config.train)
         for name, value in self.train.items():
             if name not in config:
                 raise ValueError(f"task.ways: {self.name} sets train.{name}, which does not exist")
             OmegaConf.update(config, name, value, merge=False)  # a loss is replaced, with all its weights
         return config
 
-    def study(self, study: Study) -> Study:
-        """What is trained, which for a fine-tuning first trains `study`."""
-        config = copy.deepcopy(study.config)
-        config.train = self.training(study)
+    def runner(self, runner: Runner) -> Runner:
+        """What is trained, which for a fine-tuning first trains `runner`'s model."""
+        training = self.training(runner.experiment)
         if self.finetune is None:
-            return Study(config)
-        config.train_on = "clean"
-        config.model = {
-            "_target_": "experiments.clip.Trained", "folder": str(study.train_entry.path), "finetune": True,
-        }  # fmt: skip
-        ids = np.asarray(study.clean.ids)
-        chosen = np.random.default_rng([study.seed, SUBSET]).permutation(len(ids))[
-            : round(self.finetune * len(ids))
-        ]
-        return Study(config, np.sort(ids[chosen]))
+            return runner.replace(runner.experiment.replace(train=training))
+        model = {
+            "_target_": "experiments.clip.Trained",
+            "folder": str(runner.entry("trained").path),
+            "finetune": True,
+        }
+        experiment = runner.experiment.replace(train=training, train_on="clean", model=OmegaConf.create(model))
+        ids = np.asarray(runner.value("clean").ids)
+        order = np.random.default_rng([experiment.seed, SUBSET]).permutation(len(ids))
+        return runner.replace(experiment, train_ids=np.sort(ids[order[: round(self.finetune * len(ids))]]))
 
 
 @dataclass(frozen=True)
@@ -77,40 +77,40 @@ class Defences(CleanAndRetrain):
 
     task: ClassVar[str] = "defences"
 
-    def check(self, study: Study) -> None:
+    def check(self, experiment: Experiment) -> None:
         """Refuse, before any work, settings of a way that cannot be trained with."""
         from hydra.utils import instantiate
 
-        super().check(study)
-        pairs = getattr(study.data, "pairs", None)
+        super().check(experiment)
+        pairs = getattr(experiment.source, "pairs", None)
         for way in self.ways.values():
-            training = instantiate(way.training(study))
+            training = instantiate(way.training(experiment))
             if way.finetune and pairs and round(way.finetune * pairs) < training.batch_size:
                 raise ValueError(
                     f"task.ways: finetune of {way.name} must leave a batch of {training.batch_size} pairs, "
                     f"got {way.finetune} of {pairs}"
                 )
 
-    def run(self, study: Study) -> Retrained | None:
-        truth = study.truth
-        rows = [self.row(study, "undefended", truth) | {"trainings": 1.0}]
+    def run(self, runner: Runner) -> Retrained | None:
+        truth = runner.value("truth")
+        rows = [self.row(runner, "undefended", truth) | {"trainings": 1.0}]
         for way in self.ways.values():
-            tried = way.study(study)
-            cost = _passes(tried) / _passes(study) + (way.finetune is not None)
+            tried = way.runner(runner)
+            cost = _passes(tried) / _passes(runner) + (way.finetune is not None)
             rows.append(self.row(tried, way.name, truth) | {"trainings": cost})
-        order, _ = self.suspects(study)
+        order, _ = self.suspects(runner)
         for share in self.shares:
             removed = order[: round(share * len(order))]
-            row = self.row_without(study, f"retrained, {100 * share:g} % less by the ranking", removed)
+            row = self.row_without(runner, f"retrained, {100 * share:g} % less by the ranking", removed)
             rows.append(row | {"trainings": 2 - share})
-        rows.append(self.clean_row(study) | {"trainings": 1.0})
+        rows.append(self.clean_row(runner) | {"trainings": 1.0})
         columns = {name: text for name, text in COLUMNS.items() if name != "removed"}
         columns |= {"trained_on": "model", "trainings": "cost"}
         return Retrained(rows, "Defences", columns) if distributed.is_main() else None
 
 
-def _passes(study: Study) -> int:
+def _passes(runner: Runner) -> int:
     """Pairs that pass through the model in its training, and altered views beside them."""
-    pairs = len(study.clean) if study.kept is None else len(study.kept)
-    views = 2 if study.training.objective.views is True else 1
-    return study.training.epochs * pairs * views
+    training = runner.experiment.training
+    views = 2 if training.objective.views is True else 1
+    return training.epochs * len(runner.value("train_ids")) * views

@@ -20,7 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.pipeline.study import Study
+from experiments.pipeline.experiment import Experiment
+from experiments.pipeline.runner import Runner
+from experiments.pipeline.stages import with_targets
 from experiments.runtime.progress import track
 
 log = logging.getLogger(__name__)
@@ -87,7 +89,7 @@ class Inversion:
 class Invert:
     """How a trigger is inverted.
 
-    target: a caption, such as a group's; None: the zero-shot prompts of `study.target`, the attacks' target class.
+    target: a caption, such as a group's; None: the zero-shot prompts of `target`, the attacks' target class.
     images: clean images to optimise on, and as many others to test on.
     steps, lr, batch: of Adam on the mask's and the pattern's logits.
     success: share of a batch that must reach the target before the mask is made smaller.
@@ -113,16 +115,16 @@ class Invert:
         if not 0 < self.success <= 1:
             raise ValueError(f"task.success must lie in (0, 1], got {self.success}")
 
-    def check(self, study: Study) -> None:
+    def check(self, experiment: Experiment) -> None:
         """Nothing can be refused before the data are there."""
 
-    def run(self, study: Study) -> Inversion:
+    def run(self, runner: Runner) -> Inversion:
         import torch
 
-        model = study.model
-        weights, target = self._classifier(study)  # (d, classes)
-        used, tested = self._images(study)
-        find = _Finder(self, model, weights, target, study.seed)
+        model = runner.value("model")
+        weights, target = self._classifier(runner)  # (d, classes)
+        used, tested = self._images(runner)
+        find = _Finder(self, model, weights, target, runner.experiment.seed)
         mask, pattern = find(used)
         with torch.inference_mode():
             before = find.reached(tested, None)
@@ -130,45 +132,51 @@ class Invert:
         chosen = tested[:8]
         painted = find.paint(find.model.pixels(torch.from_numpy(chosen)), mask, pattern)
         inversion = Inversion(
-            self.target or str(study.config.target),
+            self.target or runner.experiment.target,
             mask[0, 0].cpu().numpy(), pattern[0].permute(1, 2, 0).cpu().numpy(), float(mask.mean()), after, before,
             chosen, _bytes(painted.permute(0, 2, 3, 1).cpu().numpy()), len(tested),
         )  # fmt: skip
         log.info("trigger: %.1f %% of the image, success %.3f", 100 * inversion.area, after)
         return inversion
 
-    def _classifier(self, study: Study) -> tuple[Any, int]:
+    @staticmethod
+    def _test(runner: Runner) -> Any:
+        return with_targets(runner.value("test"), runner.experiment.targets)
+
+    def _classifier(self, runner: Runner) -> tuple[Any, int]:
         """Unit-length text embeddings of what an image may be taken for, (d, classes), and the target's place."""
         import torch
 
         from experiments.clip.zero_shot import class_weights
 
-        model, test = study.model, study.test
+        model, test = runner.value("model"), self._test(runner)
         known = len(test.classes) > 1 and len(test) > 0
         with torch.inference_mode():
             if known:
                 weights = class_weights(model, test.classes, test.templates)
                 if self.target is None:
-                    return weights, test.label(str(study.config.target))
+                    return weights, test.label(runner.experiment.target)
             else:
                 if self.target is None:
                     raise ValueError("task.target must be a caption where the data know no classes")
-                rng = np.random.default_rng(study.seed)
-                rows = rng.permutation(len(study.pairs))[: self.others]
-                captions = sorted({study.pairs.captions[row] for row in rows} - {self.target})
+                rng = np.random.default_rng(runner.experiment.seed)
+                pairs = runner.value("pairs")
+                rows = rng.permutation(len(pairs))[: self.others]
+                captions = sorted({pairs.captions[row] for row in rows} - {self.target})
                 weights = torch.nn.functional.normalize(model.text(captions).float(), dim=1).T
             own = torch.nn.functional.normalize(model.text([self.target]).float(), dim=1).T
             return torch.cat([weights, own], dim=1), weights.shape[1]
 
-    def _images(self, study: Study) -> tuple[np.ndarray, np.ndarray]:
+    def _images(self, runner: Runner) -> tuple[np.ndarray, np.ndarray]:
         """Images to optimise on and others to test on: of the test set without the target's, else of the data."""
-        rng = np.random.default_rng([study.seed, 1])
-        source: Any = study.pairs
-        rows = np.arange(len(study.pairs))
-        if len(study.test) >= 64:
-            source, rows = study.test, np.arange(len(study.test))
+        rng = np.random.default_rng([runner.experiment.seed, 1])
+        source: Any = runner.value("pairs")
+        rows = np.arange(len(runner.value("pairs")))
+        test = self._test(runner)
+        if len(test) >= 64:
+            source, rows = test, np.arange(len(test))
             if self.target is None:
-                rows = rows[np.asarray(study.test.labels) != study.test.label(str(study.config.target))]
+                rows = rows[np.asarray(test.labels) != test.label(runner.experiment.target)]
         rows = rng.permutation(rows)
         half = min(self.images, len(rows) // 2)
         return source.images(np.sort(rows[:half])), source.images(np.sort(rows[half : 2 * half]))

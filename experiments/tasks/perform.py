@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from experiments.pipeline.study import Study
+    from experiments.pipeline.runner import Runner
     from experiments.pipeline.sweep import CellCounts
 
 log = logging.getLogger(__name__)
 
 
-def perform(config: DictConfig, study: Study, folder: Path) -> CellCounts:
-    """Run the task that `config` names on `study`; its files go to `folder`, a summary to the screen."""
+def perform(config: DictConfig, runner: Runner, folder: Path) -> CellCounts:
+    """Run the task that `config` names on `runner`; its files go to `folder`, a summary to the screen."""
     from hydra.utils import instantiate
 
     from experiments.pipeline.sweep import CellCounts
     from experiments.runtime import distributed
 
     task = instantiate(config)
-    task.check(study)
-    result = task.run(study)
+    task.check(runner.experiment)
+    result = task.run(runner)
     if not distributed.is_main():
         return CellCounts()
     rows: Sequence[Mapping[str, Any]]
@@ -38,7 +38,7 @@ def perform(config: DictConfig, study: Study, folder: Path) -> CellCounts:
         text, rows = _write(result, folder)
         Console(soft_wrap=True).print(text, markup=False, highlight=False)
     _write_rows(rows, folder / "results.csv")
-    log.info("results in %s; %s", folder, study.store)
+    log.info("results in %s; %s", folder, runner.store)
     return CellCounts(done=1)
 
 

@@ -6,8 +6,6 @@ training on clean data and with removing as many at random.
 
 from __future__ import annotations
 
-import copy
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +14,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from experiments.pipeline.study import Study
+from experiments.pipeline.experiment import Experiment
+from experiments.pipeline.runner import Runner
 from experiments.runtime import distributed
 from experiments.tasks.scan import Scan
 
@@ -65,59 +64,60 @@ class CleanAndRetrain(Scan):
             if not 0 < share < 1:
                 raise ValueError(f"task.shares and task.random_shares must lie in (0, 1), got {share}")
 
-    def check(self, study: Study) -> None:
+    def check(self, experiment: Experiment) -> None:
         """Refuse, before any work, what has nothing to retrain."""
-        super().check(study)
-        if not study.model_spec.trains:
+        super().check(experiment)
+        if not experiment.model_spec.trains:
             raise ValueError(f"task={self.task} trains the model anew, which this model configuration does not")
         if self.shards_per_part is not None:
             raise ValueError(f"task={self.task} works on the whole data, not with task.shards_per_part")
 
-    def run(self, study: Study) -> Retrained | None:
-        rows = [self.row(study, "poisoned data", study.truth), self.clean_row(study)]
-        order, groups = self.suspects(study)
+    def run(self, runner: Runner) -> Retrained | None:
+        rows = [self.row(runner, "poisoned data", runner.value("truth")), self.clean_row(runner)]
+        order, groups = self.suspects(runner)
         if self.groups and groups:
-            rows.append(self.row_without(study, "without alarming groups", np.concatenate(groups)))
-        shuffled = np.random.default_rng([study.seed, 2]).permutation(len(order))
+            rows.append(self.row_without(runner, "without alarming groups", np.concatenate(groups)))
+        shuffled = np.random.default_rng([runner.experiment.seed, 2]).permutation(len(order))
         ways = [("by the ranking", order, self.shares), ("at random", shuffled, self.random_shares)]
         for way, rows_in_order, shares in ways:
             for share in shares:
                 name = f"{100 * share:g} % less, {way}"
-                rows.append(self.row_without(study, name, rows_in_order[: round(share * len(order))]))
+                rows.append(self.row_without(runner, name, rows_in_order[: round(share * len(order))]))
         return Retrained(rows) if distributed.is_main() else None
 
-    def suspects(self, study: Study) -> tuple[np.ndarray, list[np.ndarray]]:
+    def suspects(self, runner: Runner) -> tuple[np.ndarray, list[np.ndarray]]:
         """(n,) rows, the most suspicious first; those of each alarming group."""
-        result = self.scan(study)
+        result = self.scan(runner)
         found = (result.order, [group.rows for group in result.groups if group.alarming]) if result else None
         order, groups = distributed.broadcast(found)
         return order, groups
 
-    def row_without(self, study: Study, name: str, removed: np.ndarray) -> dict[str, Any]:
+    def row_without(self, runner: Runner, name: str, removed: np.ndarray) -> dict[str, Any]:
         """The row of a training without the samples in the rows `removed`."""
-        kept = np.ones(len(study.truth), bool)
+        truth, ids = runner.value("truth"), np.asarray(runner.value("pairs").ids)
+        kept = np.ones(len(truth), bool)
         kept[removed] = False
-        return self.row(
-            Study(study.config, np.asarray(study.pairs.ids)[kept]), name, study.truth & kept, len(removed)
-        )
+        return self.row(runner.replace(train_ids=ids[kept]), name, truth & kept, len(removed))
 
-    def clean_row(self, study: Study) -> dict[str, Any]:
+    def clean_row(self, runner: Runner) -> dict[str, Any]:
         """The row of a training on the data as they were before the attack."""
-        config = copy.deepcopy(study.config)
-        config.train_on = "clean"
-        return self.row(Study(config), "clean data", np.zeros(len(study.truth), bool))
+        clean = runner.replace(runner.experiment.replace(train_on="clean"))
+        return self.row(clean, "clean data", np.zeros(len(runner.value("truth")), bool))
 
     @staticmethod
-    def row(study: Study, name: str, poison: np.ndarray, removed: int = 0) -> dict[str, Any]:
+    def row(runner: Runner, name: str, poison: np.ndarray, removed: int = 0) -> dict[str, Any]:
         """Train, or take from the store, and measure.  poison: (n,) bool, the poisons that are trained on."""
         log.info("training on %s", name)
-        measures = json.loads((study.examine_entry.path / "measures.json").read_text())
         row = {
-            "attack": study.attack.name, "seed": study.seed, "trained_on": name, "removed": removed,
-            "poisons_left": int(poison.sum()), **measures,
-        }  # fmt: skip
-        log.info("%s: %d poisons left, ASR %s, zero-shot %s", name, row["poisons_left"], row.get("asr"),
-                 row.get("zero_shot_top1"))  # fmt: skip
+            "attack": runner.experiment.attack.name,
+            "seed": runner.experiment.seed,
+            "trained_on": name,
+            "removed": removed,
+            "poisons_left": int(poison.sum()),
+            **runner.value("measures"),
+        }
+        found = row["poisons_left"], row.get("asr"), row.get("zero_shot_top1")
+        log.info("%s: %d poisons left, ASR %s, zero-shot %s", name, *found)
         return row
 
 

@@ -1,4 +1,4 @@
-"""The samples of one study, or of several that share a model, as one sequence of rows.
+"""The samples of one runner, or of several that share a model, as one sequence of rows.
 
 Embeddings stay memory-mapped: only the rows and blocks asked for are read.
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from detect.embeddings import unit
-from experiments.pipeline.study import Study
+from experiments.pipeline.runner import Runner
 
 BLOCK = 65_536
 
@@ -21,15 +21,15 @@ class Samples:
     shifts: what to add to the ids of each part's own samples.
     """
 
-    def __init__(self, studies: Sequence[Study], shifts: Sequence[int]) -> None:
-        self.studies = list(studies)
+    def __init__(self, runners: Sequence[Runner], shifts: Sequence[int]) -> None:
+        self._pairs = [runner.value("pairs") for runner in runners]
         self.ids = np.concatenate(
-            [np.asarray(study.pairs.ids) + shift for study, shift in zip(studies, shifts, strict=True)]
+            [np.asarray(pairs.ids) + shift for pairs, shift in zip(self._pairs, shifts, strict=True)]
         )
-        self.captions: list[str] = [caption for study in studies for caption in study.pairs.captions]
-        self._starts = np.cumsum([0, *(len(study.pairs) for study in studies)])
+        self.captions: list[str] = [caption for pairs in self._pairs for caption in pairs.captions]
+        self._starts = np.cumsum([0, *(len(pairs) for pairs in self._pairs)])
         self._arrays = {
-            kind: [np.load(study.embed_entry.path / f"{kind}.npy", mmap_mode="r") for study in studies]
+            kind: [np.load(runner.entry("embeddings").path / f"{kind}.npy", mmap_mode="r") for runner in runners]
             for kind in ("image", "text")
         }
 
@@ -39,10 +39,10 @@ class Samples:
     def images(self, rows: np.ndarray) -> np.ndarray:
         """Rows (b,) -> (b, size, size, 3) uint8."""
         rows = np.asarray(rows)
-        size = self.studies[0].pairs.size
+        size = self._pairs[0].size
         images = np.empty((len(rows), size, size, 3), np.uint8)
         for part, (where, own) in self._split(rows):
-            images[where] = self.studies[part].pairs.images(own)
+            images[where] = self._pairs[part].images(own)
         return images
 
     def vectors(self, kind: str, rows: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """`task=scan`: rank the samples of a data set by suspicion, without labels.
 
 A scan is the pipeline up to the scores. Large data are scanned in parts, groups of `shards_per_part` shards: each
-part is a study of its own, with its own neighbourhood scopes and its own stages in the store. So the scores are
+part is a run of its own, with its own neighbourhood scopes and its own stages in the store. So the scores are
 the same whoever computes which part, a killed scan goes on with the part it was in, and memory holds one part:
 
     python run.py -m task=scan task.shards_per_part=16 task.parts=8 task.part=0,1,2,3,4,5,6,7 ...   # one job each
@@ -10,7 +10,6 @@ the same whoever computes which part, a killed scan goes on with the part it was
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,14 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from omegaconf import OmegaConf
 
 from detect import Scores, evaluate
 from detect.metrics import rank, rank_share
-from experiments.data.class_folders import Builtin
 from experiments.data.provenance import origins
 from experiments.data.shards import IDS_PER_SHARD, Shards
-from experiments.pipeline.study import Study
+from experiments.pipeline.experiment import Experiment, ScoreSpec, uses_own_test_set
+from experiments.pipeline.runner import Runner
 from experiments.runtime import distributed
 from experiments.tasks.groups import Group, Grouping
 from experiments.tasks.samples import Samples
@@ -93,61 +91,60 @@ class Scan:
         if self.part is not None and not 0 <= self.part < self.parts:
             raise ValueError(f"task.part must lie in 0..task.parts - 1 = {self.parts - 1}, got {self.part}")
 
-    def check(self, study: Study) -> None:
+    def check(self, experiment: Experiment) -> None:
         """Refuse, before any work, what cannot be ranked or split."""
-        self.ranking(self.columns(study))
+        self.ranking(self.columns(experiment))
         if self.shards_per_part is not None:
-            if not isinstance(study.data, Shards):
+            if not isinstance(experiment.source, Shards):
                 raise ValueError("task.shards_per_part splits tar shards, so it needs data=webdataset")
-            if study.model_spec.trains:
+            if experiment.model_spec.trains:
                 raise ValueError("task.shards_per_part needs a trained model: see model=trained in docs/scan.md")
         elif self.part is not None:
             raise ValueError("task.part needs task.shards_per_part, which says what a part is")
 
-    def run(self, study: Study) -> Any:
+    def run(self, runner: Runner) -> Any:
         """The task's result; None if this was only some of the parts, and on ranks above 0."""
-        return self.scan(study)
+        return self.scan(runner)
 
-    def scan(self, study: Study) -> ScanResult | None:
+    def scan(self, runner: Runner) -> ScanResult | None:
         """Score, rank and group."""
-        studies, shifts = self.split(study)
+        runners, shifts = self.split(runner)
         if self.part is not None:
-            for number in range(self.part, len(studies), self.parts):
-                log.info("part %d of %d", number, len(studies))
-                self._scores(studies[number], {})
+            for number in range(self.part, len(runners), self.parts):
+                log.info("part %d of %d", number, len(runners))
+                self._scores(runners[number], {})
             return None
         failed: dict[str, str] = {}
         scored = []
-        for number, part in enumerate(studies):
-            if len(studies) > 1:
-                log.info("part %d of %d", number, len(studies))
+        for number, part in enumerate(runners):
+            if len(runners) > 1:
+                log.info("part %d of %d", number, len(runners))
             scored.append(self._scores(part, failed))
         columns = {
             name: np.concatenate([scores[name] for scores in scored])
-            for name in self.columns(study)
+            for name in self.columns(runner.experiment)
             if name not in failed
         }
         if not distributed.is_main():
             return None
-        return self._result(studies, shifts, columns, failed)
+        return self._result(runners, shifts, columns, failed)
 
-    def split(self, study: Study) -> tuple[list[Study], list[int]]:
+    def split(self, runner: Runner) -> tuple[list[Runner], list[int]]:
         """The parts, and what to add to their sample ids."""
         if self.shards_per_part is None:
-            return [study], [0]
-        urls = study.data.urls
-        studies, shifts = [], []
+            return [runner], [0]
+        urls = runner.experiment.source.urls
+        runners, shifts = [], []
         for begin in range(0, len(urls), self.shards_per_part):
-            config = copy.deepcopy(study.config)
-            OmegaConf.update(config, "data.shards", urls[begin : begin + self.shards_per_part])
-            studies.append(Study(config))
+            part = runner.experiment.replace(data={"shards": urls[begin : begin + self.shards_per_part]})
+            runners.append(runner.replace(part))
             shifts.append(begin * IDS_PER_SHARD)
-        return studies, shifts
+        return runners, shifts
 
     @staticmethod
-    def columns(study: Study) -> dict[str, tuple[str, bool | None]]:
+    def columns(experiment: Experiment) -> dict[str, ScoreSpec]:
         """Column -> detector and whether it sees unit-length embeddings; raw ones have `_raw` in their name."""
-        return {name + ("_raw" if flag is False else ""): (name, flag) for name, flag in study.variants()}
+        return {spec.detector + ("_raw" if spec.normalise is False else ""): spec for spec in experiment.specs()}
 
     def ranking(self, columns: Sequence[str] | dict[str, Any]) -> list[str]:
         """The columns that the order is made of."""
@@ -170,12 +167,12 @@ class Scan:
         """(n,) what samples are ordered by: one detector's scores, or the mean of the ranks of several."""
         return columns[0] if len(columns) == 1 else np.mean([rank_share(values) for values in columns], axis=0)
 
-    def _scores(self, study: Study, failed: dict[str, str]) -> dict[str, np.ndarray]:
+    def _scores(self, runner: Runner, failed: dict[str, str]) -> dict[str, np.ndarray]:
         """Column -> (n,) scores; a detector that fails is left out and named."""
         found = {}
-        for column, variant in self.columns(study).items():
+        for column, spec in self.columns(runner.experiment).items():
             try:
-                found[column] = np.load(study.score_entry(variant).path / "scores.npy")
+                found[column] = runner.value("scores", spec=spec).values
             except Exception as error:
                 if distributed.world_size() > 1:
                     raise
@@ -184,18 +181,18 @@ class Scan:
         return found
 
     def _result(
-        self, studies: list[Study], shifts: list[int], columns: dict[str, np.ndarray], failed: dict[str, str]
+        self, runners: list[Runner], shifts: list[int], columns: dict[str, np.ndarray], failed: dict[str, str]
     ) -> ScanResult:
         import pandas as pd
 
-        samples = Samples(studies, shifts)
+        samples = Samples(runners, shifts)
         ranked_by = self.ranking(list(columns))
         score = self.score([columns[name] for name in ranked_by])
         z = np.mean([robust_z(columns[name]) for name in ranked_by], axis=0)
         n = len(samples)
-        table = pd.DataFrame({"id": samples.ids, **_where(studies), "caption": samples.captions, **columns})
+        table = pd.DataFrame({"id": samples.ids, **_where(runners), "caption": samples.captions, **columns})
         table = table.assign(score=score, z=z, rank=rank(score))
-        truth = np.concatenate([study.truth for study in studies])
+        truth = np.concatenate([runner.value("truth") for runner in runners])
         planned = bool(truth.any())
         metrics = {}
         if planned and not truth.all():
@@ -208,15 +205,15 @@ class Scan:
         for number, group in reversed(list(enumerate(groups, start=1))):
             group_of[group.rows] = number
         table["group"] = group_of
-        study = studies[0]
-        held_out = self.holdout > 0 and isinstance(study.eval, Builtin)
+        experiment = runners[0].experiment
+        held_out = self.holdout > 0 and uses_own_test_set(experiment)
         facts = {
-            "data": type(study.data).__name__.lower(),
-            "model": getattr(study.model_spec, "name", study.model_spec.kind),
-            "seed": study.seed,
+            "data": experiment.labels["data"],
+            "model": experiment.labels["model"],
+            "seed": experiment.seed,
             "n": n,
-            "parts": len(studies),
-            "held_out": sum(len(each.test) for each in studies) if held_out else 0,
+            "parts": len(runners),
+            "held_out": sum(len(runner.value("test")) for runner in runners) if held_out else 0,
             "truth": int(truth.sum()) if planned else None,
         }
         for group in [group for group in groups if group.alarming][:5]:
@@ -239,8 +236,8 @@ def robust_z(values: np.ndarray) -> np.ndarray:
     return (values - median) / max(float(median - low), np.finfo(np.float64).tiny)
 
 
-def _where(studies: list[Study]) -> dict[str, list[str | None]]:
-    found = [origins(study.data, np.asarray(study.pairs.ids)) for study in studies]
+def _where(runners: list[Runner]) -> dict[str, list[str | None]]:
+    found = [origins(runner.experiment.source, np.asarray(runner.value("pairs").ids)) for runner in runners]
     return {
         "key": [key for one in found for key in one.keys],
         "shard": [shard for one in found for shard in one.shards],

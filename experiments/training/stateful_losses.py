@@ -1,9 +1,8 @@
 """Losses that remember: what a training keeps beside its weights.
 
-A loss of `experiments.training.losses` sees one batch and forgets it. RoCLIP and SafeCLIP
-(`experiments.training.roclip`, `experiments.training.safeclip`) keep a state: each is a `StatefulLoss`, of which every
-training starts its own `LossState`. The state is saved with the checkpoint, so that a killed training continues to the
-same bits.
+A loss of `experiments.training.losses` sees one batch and forgets it. RoCLIP and SafeCLIP keep a state: each is a
+`StatefulLoss`, of which every training starts its own `LossState`. The state is saved with the checkpoint, so that
+a killed training continues to the same bits.
 """
 
 from __future__ import annotations

@@ -53,8 +53,8 @@ def train(
 ) -> TrainedModel:
     """Train on all of `pairs` and save the model, its history and per-sample losses into `folder`.
 
-    texts: further texts that the vocabulary must cover (zero-shot prompts).  evaluate_zero_shot(model) -> measures of
-    an epoch, such as zero-shot accuracy; on_epoch receives them.  Files: weights.safetensors, model.json,
+    texts: further texts that the vocabulary must cover (zero-shot prompts).  evaluate_zero_shot(model) -> measures
+    of an epoch, such as zero-shot accuracy; on_epoch receives them.  Files: weights.safetensors, model.json,
     history.jsonl, losses.npy (n, epochs; the contrastive loss of each sample within its batch).  A checkpoint in
     `folder` is continued from, with the same result as an uninterrupted run.
     """

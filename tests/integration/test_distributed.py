@@ -111,12 +111,12 @@ def run_here(store):
 
     from experiments.pipeline import config as schema
     from experiments.pipeline.evaluation import run
-    from experiments.pipeline.study import Study
+    from experiments.pipeline.runner import Runner
 
     schema.register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         threads = torch.get_num_threads()
-        run(Study(compose("config", [*TINY, f"runtime.store={store}"])))
+        run(Runner.of(compose("config", [*TINY, f"runtime.store={store}"])))
         torch.set_num_threads(threads)
 
 

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from experiments.pipeline import config as schema
 from experiments.pipeline.evaluation import run
-from experiments.pipeline.study import Study
+from experiments.pipeline.runner import Runner
 
 TINY = [
     "data.pairs=600", "data.test_per_class=2", "data.classes=4", "train.epochs=1",
@@ -41,8 +41,8 @@ def computed(store):
 
 @pytest.fixture(scope="module")
 def first(configure):
-    study = Study(configure())
-    return study, run(study)
+    runner = Runner.of(configure())
+    return runner, run(runner)
 
 
 def test_every_cell_has_its_row_and_scores(first):
@@ -68,18 +68,18 @@ def test_every_cell_has_its_row_and_scores(first):
 
 
 def test_second_run_computes_nothing(first, configure):
-    study, result = first
-    before = computed(study.store)
-    again = run(Study(configure()))
-    assert computed(study.store) == before
+    runner, result = first
+    before = computed(runner.store)
+    again = run(Runner.of(configure()))
+    assert computed(runner.store) == before
     assert json.dumps([cell.row for cell in again.cells]) == json.dumps([cell.row for cell in result.cells])
 
 
 def test_another_k_trains_nothing(first, configure):
-    study, _ = first
-    before = computed(study.store)
-    result = run(Study(configure("detector.dao.k=16")))
-    new = {path.parent.name for path in computed(study.store).keys() - before.keys()}
+    runner, _ = first
+    before = computed(runner.store)
+    result = run(Runner.of(configure("detector.dao.k=16")))
+    new = {path.parent.name for path in computed(runner.store).keys() - before.keys()}
     assert new == {"neighbours", "score", "evaluate"}
     assert result.cells[2].row["k"] == 16
 
@@ -90,31 +90,63 @@ def test_a_failed_cell_is_a_visible_hole(first, configure, monkeypatch):
     def fail(self, table):
         raise FloatingPointError("planted")
 
-    monkeypatch.setattr(SLOF, "rows", fail)
-    cells = run(Study(configure("scale.k=9"))).cells
+    monkeypatch.setattr(SLOF, "score_rows", fail)
+    cells = run(Runner.of(configure("scale.k=9"))).cells
     assert [cell.row["status"] for cell in cells[:3]] == ["failed", "failed", "ok"]
     assert cells[0].row["error"] == "FloatingPointError: planted"
     assert cells[0].scores is None
 
 
 def test_clean_training_is_another_model_of_the_same_poisons(first, configure):
-    study, _ = first
-    control = Study(configure("train_on=clean"))
-    assert control.plan_entry.key == study.plan_entry.key
-    assert control.train_entry.key != study.train_entry.key
+    runner, _ = first
+    control = Runner.of(configure("train_on=clean"))
+    assert control.key("plan") == runner.key("plan")
+    assert control.key("trained") != runner.key("trained")
     assert run(control).cells[0].row["train_on"] == "clean"
+    assert [sorted(epoch) for epoch in control.value("trained").history] == [["epoch", "loss", "zero_shot_top1"]]
+
+
+def test_a_clean_model_serves_all_attacks_on_one_target(configure):
+    """Its vocabulary holds the target, so that another target is another model."""
+    control, other, target = (
+        Runner.of(configure("train_on=clean", *more)) for more in ([], ["attack=sig"], ["target=anchor"])
+    )
+    assert control.key("trained") == other.key("trained") != target.key("trained")
+    assert control.key("embeddings") != other.key("embeddings")
+
+
+def test_a_smaller_k_uses_the_wider_table(first, configure):
+    runner, _ = first
+    assert run(Runner.of(configure("detector.dao.k=12"))).cells[2].row["k"] == 12
+    before = computed(runner.store)
+    result = run(Runner.of(configure("detector.dao.k=5", "detector.slof.k=7")))
+    assert [cell.row["k"] for cell in result.cells[:4]] == [7, 7, 5, 5]
+    new = {path.parent.name for path in computed(runner.store).keys() - before.keys()}
+    assert new == {"score", "evaluate"}
+
+
+def test_training_on_some_rows_is_the_same_graph_with_one_input_replaced(first):
+    runner, result = first
+    ids = np.asarray(result.pairs.ids)
+    half = runner.replace(train_ids=ids[:300])
+    assert half.key("plan") == runner.key("plan")
+    assert (
+        len({half.key("trained"), runner.key("trained"), runner.replace(train_ids=ids[300:]).key("trained")}) == 3
+    )
+    assert half.value("trained").losses.shape == (300, 1)
+    assert half.value("embeddings").image.shape[0] == 600
 
 
 def test_without_an_attack_there_is_nothing_to_find(configure):
-    cells = run(Study(configure("attack=none"))).cells
+    cells = run(Runner.of(configure("attack=none"))).cells
     assert all(cell.row["n_poison"] == 0 for cell in cells)
     assert all(math.isnan(cell.row["auroc"]) for cell in cells)
 
 
 def test_runtime_settings_are_no_part_of_a_key(first, configure):
-    study, _ = first
-    other = Study(configure("runtime.workers=2", "runtime.checkpoint_seconds=1"))
-    assert other.embed_entry.key == study.embed_entry.key
+    runner, _ = first
+    other = Runner.of(configure("runtime.workers=2", "runtime.checkpoint_seconds=1"))
+    assert other.key("embeddings") == runner.key("embeddings")
 
 
 @pytest.mark.parametrize(
@@ -130,14 +162,14 @@ def test_runtime_settings_are_no_part_of_a_key(first, configure):
             ["+detector.abl.early=9"],
             r"detector.abl has settings but was not chosen; .*'detector=\[...,abl\]'",
         ),
-        (["runtime.decoder=gpu"], r"runtime\.decoder must be pillow or torchvision, got 'gpu'"),
+        (["runtime.decoder=gpu"], r"runtime\.decoder must be pillow or device, got 'gpu'"),
         (["train_on=nothing"], r"train_on must be poisoned or clean, got 'nothing'"),
         (["model.size=64"], r"model\.size and data\.size must agree, got 64 and 32"),
     ],
 )
 def test_bad_values_are_refused_before_any_work(configure, overrides, message):
     with pytest.raises(Exception, match=message):
-        Study(configure(*overrides))
+        Runner.of(configure(*overrides))
 
 
 def test_unknown_names_are_refused(configure):

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from experiments.data.shapes.export import Export
 from experiments.pipeline import config as schema
-from experiments.pipeline.study import Study
+from experiments.pipeline.runner import Runner
 from experiments.tasks.perform import perform
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +46,7 @@ def do(store, tmp_path_factory):
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             config = compose("config", [f"runtime.store={store}", *overrides])
         folder = tmp_path_factory.mktemp("run")
-        perform(config.task, Study(config), folder)
+        perform(config.task, Runner.of(config), folder)
         return folder
 
     return done

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from experiments.pipeline import config as schema
 from experiments.pipeline.evaluation import run
-from experiments.pipeline.study import Study
+from experiments.pipeline.runner import Runner
 
 CONF = Path(__file__).parents[2] / "conf"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -120,7 +120,7 @@ def test_axes_of_detection_train_nothing(experiment, tmp_path):
     listed = jobs(experiment, *tiny, "attack=badnets", *axes.get(experiment, []))
     assert len(listed) == {"k": 2, "scope": 3, "modality": 2, "lid_estimators": 4}[experiment]
     for job in listed:
-        tally = run(Study(compose("config", job))).tally
+        tally = run(Runner.of(compose("config", job))).tally
         assert tally.done == (2 if experiment == "lid_estimators" else 10)
         assert (tally.reused, tally.failed) == (0, 0)
     assert len(list(tmp_path.glob("train/*/meta.json"))) == 1

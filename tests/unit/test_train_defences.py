@@ -283,18 +283,18 @@ def test_ways_of_the_experiment_can_be_trained(scale):
     with initialize_config_dir(str(Path(__file__).parents[2] / "conf"), version_base="1.3"):
         config = compose("config", ["experiment=defences", f"scale={scale}", "train/loss=cyclip"])
     ways = instantiate(config.task).ways
-    study = SimpleNamespace(config=config)
-    trainings = {name: instantiate(way.training(study)) for name, way in ways.items()}
+    experiment = SimpleNamespace(config=config)
+    trainings = {name: instantiate(way.training(experiment)) for name, way in ways.items()}
     assert [type(training.loss) for training in trainings.values()] == [CleanCLIPLoss, RoCLIP, SafeCLIP]
     assert {training.batch_size for training in trainings.values()} == {config.train.batch_size}
     assert trainings["cleanclip"].lr < config.train.lr == trainings["roclip"].lr
-    assert config.train.loss._target_.endswith("CyCLIPLoss")  # the study's own settings are as they were
+    assert config.train.loss._target_.endswith("CyCLIPLoss")  # the experiment's own settings are as they were
 
 
 def test_a_way_that_cannot_be_trained_is_refused():
-    study = SimpleNamespace(config=OmegaConf.create({"train": {"epochs": 3}}))
+    experiment = SimpleNamespace(config=OmegaConf.create({"train": {"epochs": 3}}))
     with pytest.raises(ValueError, match=r"task\.ways: Mine sets train\.epoch, which does not exist"):
-        Defence("Mine", {"epoch": 2}).training(study)
+        Defence("Mine", {"epoch": 2}).training(experiment)
     with pytest.raises(ValueError, match=r"task\.ways: finetune of Mine must lie in \(0, 1\], got 1\.5"):
         Defence("Mine", {}, finetune=1.5)
 

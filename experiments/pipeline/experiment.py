@@ -1,0 +1,221 @@
+"""An experiment: one composed configuration, instantiated and checked. It computes nothing and changes nothing."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from attacks import Attack
+from detect import Detector, LocalDetector
+from detect.search.neighbours import NeighbourSearch
+from experiments.clip.from_store import Trained
+from experiments.data.class_folders import Builtin
+from experiments.runtime import distributed
+from experiments.runtime.store import file_digest
+
+TRAIN_ON = ("poisoned", "clean")
+DECODERS = ("pillow", "device")
+
+
+@dataclass(frozen=True)
+class ScoreSpec:
+    """A detector, and whether it sees normalised embeddings (None: the norm makes no difference to it)."""
+
+    detector: str
+    normalise: bool | None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The parts that stages may declare (`identity` says what of each belongs to a key).
+
+    source: of the training data.  test_source: of the zero-shot images.  model_spec: what is trained.
+    training: how.
+    train_on: "poisoned", or "clean" for the control that never saw the poisons it embeds.
+    """
+
+    config: DictConfig
+    seed: int
+    target: str
+    train_on: str
+    attack: Attack
+    source: Any
+    test_source: Any
+    model_spec: Any
+    training: Any
+    detectors: Mapping[str, Detector]
+
+    @classmethod
+    def of(cls, config: DictConfig) -> Experiment:
+        """Instantiate and check; ValueError (or Hydra's InstantiationException around it) names what is wrong."""
+        from hydra.utils import instantiate
+
+        for name, chosen in config.detector.items():
+            if "_target_" not in chosen:
+                raise ValueError(
+                    f"detector.{name} has settings but was not chosen; add it: 'detector=[...,{name}]'"
+                )
+        return cls(
+            config=copy.deepcopy(config),
+            seed=int(config.seed),
+            target=str(config.target),
+            train_on=config.train_on,
+            attack=instantiate(config.attack),
+            source=instantiate(config.data),
+            test_source=instantiate(config.eval),
+            model_spec=instantiate(config.model),
+            training=instantiate(config.train),
+            detectors={name: instantiate(chosen) for name, chosen in config.detector.items()},
+        )
+
+    def __post_init__(self) -> None:
+        if self.train_on not in TRAIN_ON:
+            raise ValueError(f"train_on must be {' or '.join(TRAIN_ON)}, got {self.train_on!r}")
+        if self.decoder not in DECODERS:
+            raise ValueError(f"runtime.decoder must be {' or '.join(DECODERS)}, got {self.decoder!r}")
+        if not self.config.normalise:
+            raise ValueError("normalise must hold at least one of true and false, got an empty list")
+        size = getattr(self.source, "size", self.model_spec.size)
+        if self.model_spec.size != size:
+            raise ValueError(f"model.size and data.size must agree, got {self.model_spec.size} and {size}")
+        pairs = getattr(self.source, "pairs", None)
+        if pairs is not None:
+            self._check_for(pairs)
+
+    def _check_for(self, pairs: int) -> None:
+        """Refuse what cannot be drawn for so many pairs, or has too few of them in a scope."""
+        self.attack.check(pairs, self.model_spec.size)
+        for name, detector in self.detectors.items():
+            if isinstance(detector, LocalDetector):
+                scope = min(pairs, detector.batch_size) if detector.scope == "batch" else pairs
+                if detector.k >= scope:
+                    raise ValueError(
+                        f"detector.{name}.k must be below the size of the neighbourhood scope ({scope}), "
+                        f"got {detector.k}"
+                    )
+
+    def replace(self, **changes: Any) -> Experiment:
+        """Another experiment, in which these keys of the configuration differ: `train_on="clean"`,
+        `data={"shards": [...]}` (merged into the group), or `model=DictConfig(...)` (in place of the group)."""
+        config = copy.deepcopy(self.config)
+        for key, value in changes.items():
+            if isinstance(value, dict):
+                for name, part in value.items():
+                    OmegaConf.update(config, f"{key}.{name}", part, merge=False)
+            else:
+                OmegaConf.update(config, key, value, merge=False)
+        return Experiment.of(config)
+
+    # --- parts that follow from others --------------------------------------------------------------------------
+
+    @property
+    def decoder(self) -> str:
+        return str(self.config.runtime.decoder)
+
+    @property
+    def threads(self) -> int | None:
+        return self.config.runtime.threads
+
+    @property
+    def targets(self) -> list[str]:
+        """The words that the attack aims at; without an attack, the word of the configuration."""
+        return sorted({self.target, *self.attack.targets.values()})
+
+    def specs(self) -> Iterator[ScoreSpec]:
+        """Each detector on normalised and on raw embeddings; once where the norm makes no difference."""
+        for name, detector in self.detectors.items():
+            for flag in self.config.normalise if detector.norm_sensitive else [None]:
+                yield ScoreSpec(name, flag)
+
+    def detector(self, spec: ScoreSpec) -> Any:
+        detector = self.detectors[spec.detector]
+        return detector if spec.normalise is None else dataclasses.replace(detector, normalise=spec.normalise)  # type: ignore[call-arg]
+
+    def table_width(self, search: NeighbourSearch) -> int:
+        """The k of the table that serves all detectors that search alike."""
+        detectors = [self.detector(spec) for spec in self.specs()]
+        return max(d.table_width for d in detectors if isinstance(d, LocalDetector) and d.search == search)
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """What every row of the results says of the experiment."""
+        return {
+            "attack": self.attack.name,
+            "rate": self.attack.rate,
+            "captions": self.attack.captions,
+            "target": ", ".join(sorted(set(self.attack.targets.values()))),
+            "data": type(self.source).__name__.lower(),
+            "model": getattr(self.model_spec, "name", self.model_spec.kind),
+            "scale": self.config.scale.name,
+            "train_on": self.train_on,
+            "epochs": self.training.epochs if self.model_spec.trains else 0,
+            "seed": self.seed,
+        }
+
+    # --- what of a part belongs to a key ------------------------------------------------------------------------
+
+    def identity(self, part: str) -> Any:
+        """Plain JSON values that say all that can change what `part` does."""
+        if part not in self._identities:
+            self._identities[part] = self._identify(part)
+        return self._identities[part]
+
+    @functools.cached_property
+    def _identities(self) -> dict[str, Any]:
+        return {}
+
+    def _identify(self, part: str) -> Any:
+        match part:
+            case "attack":
+                files = {path: file_digest(path) for path in self.attack.files}
+                return {"attack": self._resolved("attack"), "files": files}
+            case "source":
+                return self._source("data", self.source)
+            case "test_source":
+                return self._source("eval", self.test_source)
+            case "model_spec":
+                return self._model()
+            case "training":
+                device = distributed.device(self.config.runtime.device)
+                precision = {"precision": self.training.resolved_precision(device)}
+                processes = {} if self.training.sync_batch_norm else {"processes": distributed.world_size()}
+                return self._resolved("train") | precision | processes
+            case "detector":
+                return None  # of one call: see the stage
+        return getattr(self, part)
+
+    def _resolved(self, group: str) -> dict[str, Any]:
+        resolved = OmegaConf.to_container(self.config[group], resolve=True)
+        assert isinstance(resolved, dict)
+        return {str(key): value for key, value in resolved.items()}
+
+    def detector_identity(self, spec: ScoreSpec) -> dict[str, Any]:
+        # The class is part of the configuration (`_target_`).
+        return self._resolved("detector")[spec.detector] | {"normalise": spec.normalise}
+
+    def _source(self, group: str, source: Any) -> dict[str, Any]:
+        """Of data that lie outside the store: their configuration, and a fingerprint of what it points at."""
+        config = self._resolved(group)
+        config.pop("max_damaged", None)  # a higher limit takes up what a refused build has left
+        if hasattr(source, "fingerprint"):
+            config["fingerprint"] = source.fingerprint()
+        return config
+
+    def _model(self) -> dict[str, Any]:
+        config = self._resolved("model")
+        files = {path: file_digest(path) for path in self.model_spec.files}
+        if isinstance(self.model_spec, Trained):  # the same wherever the store lies
+            del config["folder"]
+            files = {path.rpartition("/")[2]: digest for path, digest in files.items()}
+        return {"model": config, "files": files}
+
+
+def uses_own_test_set(experiment: Experiment) -> bool:
+    """Whether the zero-shot images are those that the data bring along."""
+    return isinstance(experiment.test_source, Builtin)

@@ -1,0 +1,125 @@
+"""What a stage is: a function with declared inputs, whose result is kept under a key of all that can change it.
+
+A function's first parameter is the `Run`; the other positional parameters name the values it takes, each of which
+another stage gives; keyword-only parameters are the settings of one call. `experiments.pipeline.stages` lists
+them all.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from experiments.pipeline.experiment import Experiment
+    from experiments.pipeline.runner import Resources
+    from experiments.runtime.store import Entry
+
+STAGES: dict[str, Stage] = {}
+"""The name of a value -> the stage that gives it, in the order of the pipeline."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """The value that is asked for, by name, with the settings of the call."""
+
+    gives: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step.
+
+    name: the store's folder; None for a value that is made anew from its inputs and not stored.
+    gives: the value's name.  compute: (run, inputs, settings) -> value, or None where it writes into `run.folder`.
+    version: raised when the code changes its results; (experiment, settings) -> a value where that depends on them.
+    reads: parts of the experiment that the computation may use, and on which the key depends.
+    inputs: (experiment, settings) -> the values that it takes, by parameter.
+    key_settings: (experiment, settings) -> what else belongs to the key.
+    instead: experiment -> the name of the value that stands for this one, or None.
+    load: reads the value of a finished entry.  save: writes it into the folder; may return notes on it.
+    collective: under torchrun all processes compute it together.  quiet: not logged.
+    wider: the setting of which a stored result with a larger number serves too.
+    """
+
+    name: str | None
+    gives: str
+    compute: Callable[..., Any]
+    version: Callable[..., Any]
+    reads: tuple[str, ...]
+    inputs: Callable[..., Mapping[str, Call]]
+    key_settings: Callable[..., Mapping[str, Any]]
+    instead: Callable[[Experiment], str | None]
+    load: Callable[[Entry], Any] | None
+    save: Callable[[Any, Path], Any] | None
+    collective: bool
+    quiet: bool
+    wider: str | None
+
+    @property
+    def summary(self) -> str:
+        return (self.compute.__doc__ or "").strip().splitlines()[0]
+
+
+def stage(
+    name: str | None,
+    gives: str,
+    *,
+    version: int | Callable[..., Any] = 1,
+    reads: tuple[str, ...] = (),
+    inputs: Callable[..., Mapping[str, Call]] | None = None,
+    optional: Mapping[str, Callable[[Experiment], bool]] | None = None,
+    key_settings: Callable[..., Mapping[str, Any]] = lambda experiment, **settings: settings,
+    instead: Callable[[Experiment], str | None] = lambda experiment: None,
+    load: Callable[[Entry], Any] | None = None,
+    save: Callable[[Any, Path], Any] | None = None,
+    collective: bool = False,
+    quiet: bool = False,
+    wider: str | None = None,
+) -> Callable[[Callable[..., Any]], Stage]:
+    """Declare the function below as a stage (see `Stage`).
+
+    inputs: None: the positional parameters after `run`; those in `optional` only where it says so.
+    """
+
+    def declare(compute: Callable[..., Any]) -> Stage:
+        positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        names = [p.name for p in inspect.signature(compute).parameters.values() if p.kind == positional][1:]
+
+        def from_signature(experiment: Experiment, **settings: Any) -> dict[str, Call]:
+            return {n: Call(n) for n in names if optional is None or n not in optional or optional[n](experiment)}
+
+        STAGES[gives] = made = Stage(
+            name, gives, compute, version if callable(version) else lambda experiment, **settings: version, reads,
+            inputs or from_signature, key_settings, instead, load, save, collective, quiet, wider,
+        )  # fmt: skip
+        return made
+
+    return declare
+
+
+class Run:
+    """What a computation may use beside its inputs: its folder, the resources (which are in no key), and the parts
+    of the experiment that its stage declares; reading any other raises AttributeError."""
+
+    def __init__(self, of: Stage, experiment: Experiment, resources: Resources, folder: Path | None = None) -> None:
+        self._stage, self._experiment, self.resources, self._folder = of, experiment, resources, folder
+
+    @property
+    def folder(self) -> Path:
+        """Where the stage's files go, until it has ended."""
+        if self._folder is None:
+            raise AttributeError(f"{self._stage.gives} is not stored, so it has no folder")
+        return self._folder
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name not in self._stage.reads:
+            declared = ", ".join(self._stage.reads) or "nothing"
+            raise AttributeError(
+                f"the stage of {self._stage.gives!r} declares {declared}; it may not read {name!r}"
+            )
+        return getattr(self._experiment, name)

@@ -1,0 +1,170 @@
+"""Computes the values of an experiment, each at most once; owns the store, the processes and the device."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from omegaconf import DictConfig
+
+from experiments.data.pairs import ArrayPairs
+from experiments.pipeline.experiment import Experiment
+from experiments.pipeline.graph import Run
+from experiments.pipeline.stages import STAGES
+from experiments.runtime import distributed
+from experiments.runtime.store import Entry, Store
+from experiments.runtime.store import Stage as Recipe
+
+if TYPE_CHECKING:
+    from experiments.data.jpeg_batches import JPEGDecoder
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Resources:
+    """Where and how to compute; in no key.
+
+    device: torch's.  workers: processes that draw, decode and load.  on_epoch: is given each epoch's measures.
+    """
+
+    device: str
+    workers: int
+    checkpoint_seconds: float
+    on_epoch: Callable[[Mapping[str, Any]], None] | None = None
+
+    @classmethod
+    def of(cls, config: DictConfig) -> Resources:
+        """From `runtime`: joins the process group and sets torch's threads."""
+        device = distributed.device(config.device)
+        distributed.start(device, config.threads)
+        workers = os.cpu_count() or 1 if config.workers is None else int(config.workers)
+        return cls(device, workers, config.checkpoint_seconds)
+
+    def loaders(self, pairs: Any) -> int:
+        """Processes that load batches: none for arrays, which are read faster than they are passed around."""
+        return 0 if isinstance(pairs, ArrayPairs) else self.workers
+
+    def decoder(self, name: str, pairs: Any) -> JPEGDecoder | None:
+        """Of images to embed, where it is not Pillow; an array was decoded before."""
+        from experiments.data.jpeg_batches import JPEGDecoder
+
+        return JPEGDecoder(self.device) if name == "device" and not isinstance(pairs, ArrayPairs) else None
+
+    def loading(self, pairs: Any) -> dict[str, Any]:
+        """How batches are loaded to be embedded: in threads where the pairs have a decoder of their own."""
+        return {"workers": self.loaders(pairs), "threads": getattr(pairs, "decoder", None) is not None}
+
+
+class Runner:
+    """Values of one experiment, by name (see `experiments.pipeline.stages`).
+
+    given: values that stand in place of a stage's, such as `train_ids`.
+    """
+
+    def __init__(
+        self, experiment: Experiment, store: Store, resources: Resources, given: Mapping[str, np.ndarray]
+    ) -> None:
+        self.experiment, self.store, self.resources, self.given = experiment, store, resources, given
+        self._entries: dict[str, Entry] = {}
+        self._values: dict[str, Any] = {}
+
+    @classmethod
+    def of(cls, config: DictConfig) -> Runner:
+        """Raises ValueError for what can be known to fail later."""
+        experiment = Experiment.of(config)
+        return cls(experiment, Store(config.runtime.store), Resources.of(config.runtime), {})
+
+    def replace(self, experiment: Experiment | None = None, **given: np.ndarray) -> Runner:
+        """The same graph with an experiment that differs, or with values given in place of a stage's."""
+        return Runner(experiment or self.experiment, self.store, self.resources, {**self.given, **given})
+
+    def value(self, gives: str, **settings: Any) -> Any:
+        """The value, computed or taken from the store. Values of a call with settings are not kept in memory."""
+        if gives in self.given:
+            return self.given[gives]
+        if (other := STAGES[gives].instead(self.experiment)) is not None:
+            return self.value(other, **settings)
+        if gives in self._values:
+            return self._values[gives]
+        stage = STAGES[gives]
+        if stage.name is None:
+            run = Run(stage, self.experiment, self.resources)
+            found = stage.compute(run, **self._inputs(gives, settings), **settings)
+        else:
+            assert stage.load is not None
+            found = stage.load(self.entry(gives, **settings))
+        if not settings:
+            self._values[gives] = found
+        return found
+
+    def entry(self, gives: str, **settings: Any) -> Entry:
+        """The finished entry of a stored stage, computed if no one has yet."""
+        if (other := STAGES[gives].instead(self.experiment)) is not None:
+            return self.entry(other, **settings)
+        stage, recipe = STAGES[gives], self._stored(gives, settings)
+        if recipe.key in self._entries:
+            return self._entries[recipe.key]
+        if not distributed.broadcast(self.store.has(recipe)):
+            if not stage.quiet:
+                log.info("%-10s computing", stage.name)
+            # All processes walk through the inputs, of which some are computed together; rank 0 then builds alone.
+            self._prepare(gives, settings)
+
+        def make(folder: Path) -> Mapping[str, Any] | None:
+            run = Run(stage, self.experiment, self.resources, folder)
+            found = stage.compute(run, **self._inputs(gives, settings), **settings)
+            return stage.save(found, folder) or None if stage.save is not None else None
+
+        entry = self.store.get(recipe, make, collective=stage.collective)
+        if not stage.quiet:
+            state = "reused" if entry.reused else f"done in {entry.seconds:.1f} s"
+            log.info("%-10s %s  (%s)", stage.name, state, recipe.key)
+        self._entries[recipe.key] = entry
+        return entry
+
+    def key(self, gives: str, **settings: Any) -> str:
+        """The key of a value, from the configuration alone: nothing is computed."""
+        if gives in self.given:
+            return hashlib.sha256(np.sort(self.given[gives]).astype("<i8").tobytes()).hexdigest()[:16]
+        if (other := STAGES[gives].instead(self.experiment)) is not None:
+            return self.key(other, **settings)
+        return self.recipe(gives, settings).key
+
+    def recipe(self, gives: str, settings: Mapping[str, Any]) -> Recipe:
+        stage, experiment = STAGES[gives], self.experiment
+        config = {part: experiment.identity(part) for part in stage.reads}
+        config["settings"] = dict(stage.key_settings(experiment, **settings))
+        calls = stage.inputs(experiment, **settings)
+        inputs = {name: self.key(call.gives, **call.settings) for name, call in calls.items()}
+        return Recipe(stage.name or gives, stage.version(experiment, **settings), config, inputs)
+
+    def _stored(self, gives: str, settings: Mapping[str, Any]) -> Recipe:
+        """Where the result is or will be; of a table, one that is at least as wide."""
+        recipe, wider = self.recipe(gives, settings), STAGES[gives].wider
+        if wider is None:
+            return recipe
+        return distributed.broadcast(self.store.of_width(recipe, int(settings[wider])))
+
+    def _inputs(self, gives: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+        calls = STAGES[gives].inputs(self.experiment, **settings)
+        return {name: self.value(call.gives, **call.settings) for name, call in calls.items()}
+
+    def _prepare(self, gives: str, settings: Mapping[str, Any]) -> None:
+        """Have all stored stages that a value needs, without loading them."""
+        for call in STAGES[gives].inputs(self.experiment, **settings).values():
+            name = call.gives
+            while (other := STAGES[name].instead(self.experiment)) is not None:
+                name = other
+            if name in self.given:
+                continue
+            if STAGES[name].name is None:
+                self._prepare(name, call.settings)
+            else:
+                self.entry(name, **call.settings)
