@@ -1,7 +1,8 @@
 """Who might be near: candidates from matrix products, from FAISS, and from approximate indexes.
 
-A finder takes the queries and yields blocks of candidates with their A, the product form of the squared distance,
-and what rounding may have done to it. `detect.search.knn` measures them and proves that nobody nearer was left out.
+A candidate search takes the queries and yields blocks of candidates with their A, the product form of the squared
+distance, and the bounds of its rounding error. `detect.search.knn` measures the candidates and proves that no
+nearer row was left out.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from detect.search.partition import Cells, among_cells
+from detect.search.bounds import Candidates, norms
+from detect.search.partition import Partition, among_partition
 from detect.search.tiles import among_themselves, extend, tile_side, width
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from detect.search.knn import Search
+    from detect.search.bounds import PreparedRows
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +28,7 @@ EXACT = ("torch", "faiss")
 APPROXIMATE = ("ivf", "hnsw")
 BACKENDS = ("auto", *EXACT, *APPROXIMATE)
 SPARE = 8  # candidates beyond k in float32, so that few queries are searched twice
-SPARE_HALF = 46  # the same in bfloat16
+SPARE_BF16 = 46  # the same in bfloat16
 LEAST_ROWS = 8192  # among fewer, products of all pairs are quicker than cells
 WORTH = (0.25, 0.1)  # share of pairs up to which cells are quicker than products in float32, in bfloat16
 GROUP = 64  # columns whose minimum stands for them in the search for the smallest
@@ -63,95 +65,75 @@ def fast_bfloat16(device: str) -> bool:
     return any(getattr(torch.cpu, name, bool)() for name in known)
 
 
-@dataclass
-class Listed:
-    """Candidates of a block of queries: rows (b, c), and their A (b, c), ascending; None: take them on trust.
+# --- candidate searches: (search, whether queries are rows of the base) -> (queries -> blocks of candidates) ------
 
-    left: share of the work on these queries that has not been told to the search's progress.
-    """
-
-    rows: Tensor
-    approximate: Tensor | None
-    rho: float = 0.0
-    lost: Tensor | None = None  # (b,) how far rounding moved each query
-    lost_share: float = 0.0  # and the rows, at most, as a share of their lengths
-    left: float = 1.0
+_Blocks = Iterator[tuple[int, int, Candidates]]
 
 
-def lengths(x: Tensor) -> Tensor:
-    import torch
-
-    return torch.linalg.vector_norm(x, dim=1)
-
-
-# --- finders: (search, whether queries are rows of the base) -> (queries -> blocks of candidates) ----------------
-
-_Blocks = Iterator[tuple[int, int, Listed]]
-
-
-def _by_products(search: Search, selves: bool) -> Callable[[Tensor], _Blocks]:
+def _by_products(search: PreparedRows, exclude_self: bool) -> Callable[[Tensor], _Blocks]:
     kind = search.base.device.type
-    half = fast_bfloat16(kind) and search.d >= 64
+    bf16 = fast_bfloat16(kind) and search.d >= 64
     # One tile has nothing to mirror; on a GPU the plain way is then 2.5 times as fast (batches of 2,048 x 1024).
     tiles = kind == "cpu" or len(search.base) > tile_side(kind)
 
-    def blocks(asked: Tensor) -> _Blocks:
-        if selves and tiles and asked.data_ptr() == search.base.data_ptr() and len(asked) == len(search.base):
-            return _mirrored(search, half)
-        return (_in_bfloat16 if half else _in_float32)(search, selves, asked)
+    def blocks(queries: Tensor) -> _Blocks:
+        themselves = queries.data_ptr() == search.base.data_ptr() and len(queries) == len(search.base)
+        if exclude_self and tiles and themselves:
+            return _mirrored(search, bf16)
+        return (_in_bfloat16 if bf16 else _in_float32)(search, exclude_self, queries)
 
     return blocks
 
 
-def _mirrored(search: Search, half: bool) -> _Blocks:
+def _mirrored(search: PreparedRows, bf16: bool) -> _Blocks:
     """All rows among themselves; see `detect.search.tiles`, and `detect.search.partition` for rows in groups."""
     import torch
 
     n, exact = len(search.base), (torch.float32, 2.0**-22)
-    dtype, rho = (torch.bfloat16, 2.0**-8) if half else exact
-    tried = _Tried.out(search)
+    dtype, rho = (torch.bfloat16, 2.0**-8) if bf16 else exact
+    pilot = PilotSample.draw(search)
     products = 0.8  # of the work, about
 
-    def tell(share: float) -> None:
-        search.tell(products * share * n)
+    def report(share: float) -> None:
+        search.progress(products * share * n)
 
-    if cells := _worthwhile_cells(search, tried, dtype):
-        (_, rho), wanted = exact, min(n, tried.wanted(search, *exact))
-        found = among_cells(search, cells, wanted, tell)
+    if cells := _worthwhile_partition(search, pilot, dtype):
+        (_, rho), wanted = exact, min(n, pilot.wanted(search, *exact))
+        found = among_partition(search, cells, wanted, report)
     else:
-        wanted = tried.wanted(search, dtype, rho)
+        wanted = pilot.wanted(search, dtype, rho)
         if wanted > 4 * search.k + 64:  # lists so long cost more than exact products
             (dtype, rho), wanted = exact, search.k + 1 + SPARE
-        found = among_themselves(search.base, search.centre, min(n, wanted), dtype, tell)
+        found = among_themselves(search.base, search.centre, min(n, wanted), dtype, report)
     for begin in range(0, n, 4096):
         part = slice(begin, begin + 4096)
-        listed = Listed(found.rows[part].long(), found.halves[part] * 2, rho, found.lost[part])
-        listed.lost_share, listed.left = found.share * (1 + found.share), 1 - products
-        yield begin, begin + len(listed.rows), listed
+        candidates = Candidates(found.rows[part].long(), found.halves[part] * 2, rho, found.rounding_error[part])
+        candidates.rounding_share, candidates.unreported = found.share * (1 + found.share), 1 - products
+        yield begin, begin + len(candidates.rows), candidates
 
 
-def _worthwhile_cells(search: Search, tried: _Tried, dtype: Any) -> Cells | None:
-    """Cells, if they spare so many pairs that going through them is quicker than products of all pairs."""
+def _worthwhile_partition(search: PreparedRows, pilot: PilotSample, dtype: Any) -> Partition | None:
+    """The partition, if its cells spare enough pairs to be quicker than products of all pairs."""
     import torch
 
     if search.base.device.type != "cpu" or len(search.base) < LEAST_ROWS:
         return None
-    cells, sample = Cells.of(search)
-    share = cells.share_left(sample, tried.rows, tried.reach, search.eps)
+    cells, sample = Partition.of(search)
+    share = cells.share_left(sample, pilot.rows, pilot.kth_distance, search.eps)
     log.debug("cells leave %.3f of the pairs", share)
     return cells if share < WORTH[dtype == torch.bfloat16] else None
 
 
 @dataclass(frozen=True)
-class _Tried:
+class PilotSample:
     """Some rows (s, d) about the centre, squared distances to all (s, n), distance to the k-th (s,)."""
 
     rows: Tensor
     squares: Tensor
-    reach: Tensor
+    kth_distance: Tensor
 
     @classmethod
-    def out(cls, search: Search, size: int = 64) -> _Tried:
+    def draw(cls, search: PreparedRows, size: int = 64) -> PilotSample:
         import torch
 
         base = search.base
@@ -160,56 +142,58 @@ class _Tried:
         squares = torch.cat(parts, dim=1)
         return cls(rows, squares, squares.kthvalue(search.k + 1, dim=1).values.sqrt())
 
-    def wanted(self, search: Search, dtype: Any, rho: float) -> int:
+    def wanted(self, search: PreparedRows, dtype: Any, rho: float) -> int:
         """Candidates that nearly all rows need for the proof; in bfloat16 it depends on the data."""
-        length, lost = lengths(self.rows), lengths(self.rows - self.rows.to(dtype).float())
-        share = float((lost / length.clamp(min=1e-30)).max())
-        limit = search.limit(length, self.reach, Listed(self.rows, self.squares, rho, lost, share))
-        return max(search.k + 1 + SPARE, int((self.squares <= limit[:, None]).sum(dim=1).max()) + 2)
+        norm, rounding_error = norms(self.rows), norms(self.rows - self.rows.to(dtype).float())
+        share = float((rounding_error / norm.clamp(min=1e-30)).max())
+        candidates = Candidates(self.rows, self.squares, rho, rounding_error, share)
+        bound = search.bound(norm, self.kth_distance, candidates)
+        return max(search.k + 1 + SPARE, int((self.squares <= bound[:, None]).sum(dim=1).max()) + 2)
 
 
-def _in_float32(search: Search, selves: bool, asked: Tensor) -> _Blocks:
+def _in_float32(search: PreparedRows, exclude_self: bool, queries: Tensor) -> _Blocks:
     import torch
 
     m = len(search.base)
-    wanted = min(m, search.k + selves + SPARE)
-    step = _block(search, len(asked), 4 * m)
-    for begin in range(0, len(asked), step):
-        part = asked[begin : begin + step] - search.centre
+    wanted = min(m, search.k + exclude_self + SPARE)
+    step = _block(search, len(queries), 4 * m)
+    for begin in range(0, len(queries), step):
+        part = queries[begin : begin + step] - search.centre
         approximate = torch.addmm(search.square[None], part, search.centred.T, alpha=-2)
-        approximate += lengths(part).square_()[:, None]
+        approximate += norms(part).square_()[:, None]
         values, rows = _smallest(approximate, wanted)
-        yield begin, begin + len(part), Listed(rows, values)
+        yield begin, begin + len(part), Candidates(rows, values)
 
 
-def _in_bfloat16(search: Search, selves: bool, asked: Tensor) -> _Blocks:
+def _in_bfloat16(search: PreparedRows, exclude_self: bool, queries: Tensor) -> _Blocks:
     """Half the squared distance as one product: rows extended by their squares, in PIECES numbers each."""
     import torch
 
     m = len(search.base)
-    wanted = min(m, search.k + selves + max(SPARE_HALF, search.k))
+    wanted = min(m, search.k + exclude_self + max(SPARE_BF16, search.k))
     padded = -(-m // GROUP) * GROUP
-    keys = torch.zeros((padded, width(search.d)), dtype=torch.bfloat16, device=asked.device)
+    keys = torch.zeros((padded, width(search.d)), dtype=torch.bfloat16, device=queries.device)
     share = 0.0
     for begin in range(0, m, 4096):
         part = search.base[begin : begin + 4096] - search.centre
-        lost = extend(part, keys[begin : begin + len(part)], False)
-        share = max(share, float((lost / lengths(part).clamp(min=1e-30)).max()))
-    step = _block(search, len(asked), 2 * padded)
-    products = torch.empty((step, padded), dtype=torch.bfloat16, device=asked.device)
-    extended = torch.zeros((step, width(search.d)), dtype=torch.bfloat16, device=asked.device)
-    for begin in range(0, len(asked), step):
-        part = asked[begin : begin + step] - search.centre
-        lost = extend(part, extended[: len(part)], True)
+        rounding_error = extend(part, keys[begin : begin + len(part)], False)
+        share = max(share, float((rounding_error / norms(part).clamp(min=1e-30)).max()))
+    step = _block(search, len(queries), 2 * padded)
+    products = torch.empty((step, padded), dtype=torch.bfloat16, device=queries.device)
+    extended = torch.zeros((step, width(search.d)), dtype=torch.bfloat16, device=queries.device)
+    for begin in range(0, len(queries), step):
+        part = queries[begin : begin + step] - search.centre
+        rounding_error = extend(part, extended[: len(part)], True)
         block = products[: len(part)]
         torch.mm(extended[: len(part)], keys.T, out=block)
         block[:, m:] = torch.inf
         values, rows = _smallest(block, wanted)
-        # 2 ** -8 covers the rounding of the product; lengths of rounded rows may exceed their own by the share.
-        yield begin, begin + len(part), Listed(rows, values.mul_(2), 2.0**-8, lost, share * (1 + share))
+        # 2 ** -8 covers the rounding of the product; norms of rounded rows may exceed their own by the share.
+        found = Candidates(rows, values.mul_(2), 2.0**-8, rounding_error, share * (1 + share))
+        yield begin, begin + len(part), found
 
 
-def _block(search: Search, queries: int, row_bytes: int) -> int:
+def _block(search: PreparedRows, queries: int, row_bytes: int) -> int:
     """Queries at once: within the memory bound, but no more than keeps the products near the processor."""
     room = search.floats
     if search.base.device.type == "cpu":
@@ -240,27 +224,27 @@ def _smallest(values: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
     return found.view(kind).float(), groups.gather(1, place // GROUP) * GROUP + place % GROUP
 
 
-def _by_faiss(search: Search, selves: bool) -> Callable[[Tensor], _Blocks]:
-    return functools.partial(_in_faiss, search, selves)
+def _by_faiss(search: PreparedRows, exclude_self: bool) -> Callable[[Tensor], _Blocks]:
+    return functools.partial(_in_faiss, search, exclude_self)
 
 
-def _in_faiss(search: Search, selves: bool, asked: Tensor) -> _Blocks:
+def _in_faiss(search: PreparedRows, exclude_self: bool, queries: Tensor) -> _Blocks:
     import faiss
     import torch
 
-    wanted = min(len(search.base), search.k + selves + SPARE)
+    wanted = min(len(search.base), search.k + exclude_self + SPARE)
     base = search.centred.numpy()
     gpu = faiss.StandardGpuResources() if getattr(faiss, "get_num_gpus", int)() else None
-    for begin in range(0, len(asked), 4096):
-        part = (asked[begin : begin + 4096] - search.centre).numpy()
+    for begin in range(0, len(queries), 4096):
+        part = (queries[begin : begin + 4096] - search.centre).numpy()
         if gpu is None:
             values, rows = faiss.knn(part, base, wanted)
         else:
             values, rows = faiss.knn_gpu(gpu, part, base, wanted)
-        yield begin, begin + len(part), Listed(torch.from_numpy(rows), torch.from_numpy(values))
+        yield begin, begin + len(part), Candidates(torch.from_numpy(rows), torch.from_numpy(values))
 
 
-def _by_index(kind: str, search: Search, selves: bool) -> Callable[[Tensor], _Blocks]:
+def _by_index(kind: str, search: PreparedRows, exclude_self: bool) -> Callable[[Tensor], _Blocks]:
     import faiss
 
     m, d = search.base.shape
@@ -274,20 +258,20 @@ def _by_index(kind: str, search: Search, selves: bool) -> Callable[[Tensor], _Bl
         index.train(search.centred.numpy())
         index.nprobe = max(1, cells // 16)
     index.add(search.centred.numpy())
-    return functools.partial(_in_index, index, search, selves)
+    return functools.partial(_in_index, index, search, exclude_self)
 
 
-def _in_index(index: Any, search: Search, selves: bool, asked: Tensor) -> _Blocks:
+def _in_index(index: Any, search: PreparedRows, exclude_self: bool, queries: Tensor) -> _Blocks:
     import torch
 
-    wanted = min(len(search.base), search.k + selves + SPARE)
-    for begin in range(0, len(asked), 4096):
-        part = (asked[begin : begin + 4096] - search.centre).numpy()
+    wanted = min(len(search.base), search.k + exclude_self + SPARE)
+    for begin in range(0, len(queries), 4096):
+        part = (queries[begin : begin + 4096] - search.centre).numpy()
         _, rows = index.search(part, wanted)
-        yield begin, begin + len(part), Listed(torch.from_numpy(rows), None)
+        yield begin, begin + len(part), Candidates(torch.from_numpy(rows), None)
 
 
-FINDERS: dict[str, Callable[[Search, bool], Callable[[Tensor], _Blocks]]] = {
+CANDIDATE_SEARCHES: dict[str, Callable[[PreparedRows, bool], Callable[[Tensor], _Blocks]]] = {
     "torch": _by_products,
     "faiss": _by_faiss,
     "ivf": functools.partial(_by_index, "ivf"),

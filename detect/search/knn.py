@@ -10,7 +10,7 @@ rows that were rounded by at most delta in all; then the true distance lies with
 where rho is the rounding of A itself and eps that of the sums in the product. The distance r to the worst of k
 measured rows bounds the k-th neighbour's, and nothing farther from the centre than |x| + r can come nearer, so
 only rows with A <= ((r + delta)^2 + eps) / (1 - rho) are of interest. Where the list of candidates ends before
-that limit, the query is searched again among all rows, in float32 and without a list.
+that bound, the query is searched again among all rows, in float32 and without a list.
 
 That proof is what allows the products to run in bfloat16 where the hardware is good at it: the rows are rounded
 to 8 bits, three times as fast on one AVX-512 core, and the distances still come out as in float64 (to 1e-5,
@@ -19,7 +19,6 @@ near duplicates and far offsets included). Ties go to the lower row.
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,7 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detect.search.candidates import APPROXIMATE, FINDERS, Listed, automatic, lengths
+from detect.search.bounds import Candidates, PreparedRows, norms
+from detect.search.candidates import APPROXIMATE, CANDIDATE_SEARCHES, automatic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,139 +85,110 @@ def nearest(
     """
     import torch
 
+    report = progress or (lambda done: None)
     where = torch.device((device or automatic()) if backend == "torch" else "cpu")
-    tell = progress or (lambda done: None)
-    search = Search(torch.as_tensor(base, device=where), k, memory_mb, tell)
-    asked = search.base if queries is base else torch.as_tensor(queries, device=where)
-    selves = None if own is None else torch.as_tensor(own, device=where)
-    distances = torch.empty((len(asked), k), device=where)
-    indices = torch.empty((len(asked), k), dtype=torch.int64, device=where)
+    search = Search(torch.as_tensor(base, device=where), k, memory_mb, report)
+    points = search.base if queries is base else torch.as_tensor(queries, device=where)
+    self_rows = None if own is None else torch.as_tensor(own, device=where)
+    distances = torch.empty((len(points), k), device=where)
+    indices = torch.empty((len(points), k), dtype=torch.int64, device=where)
 
-    def put(rows: Any, found: tuple[Tensor, Tensor]) -> None:
-        distances[rows], indices[rows] = found
+    def put(rows: Any, nearest: tuple[Tensor, Tensor]) -> None:
+        distances[rows], indices[rows] = nearest
 
-    finder = FINDERS[backend](search, selves is not None)
-    for begin, end, listed in finder(asked):
-        mine = None if selves is None else selves[begin:end]
-        near, rows, unsure = search.settle(asked[begin:end], listed, mine)
+    propose = CANDIDATE_SEARCHES[backend](search, self_rows is not None)
+    for begin, end, found in propose(points):
+        mine = None if self_rows is None else self_rows[begin:end]
+        near, rows, unsure = search.rerank(points[begin:end], found, mine)
         put(slice(begin, end), (near, rows))
         again = unsure.nonzero().flatten()
         step = max(1, search.floats // (4 * len(base)))
         for part in again.split(step):
             left = None if mine is None else mine[part]
-            put(begin + part, search.among_all(asked[begin + part], near[part, -1], left))
-        tell((end - begin) * listed.left)
+            put(begin + part, search.among_all(points[begin + part], near[part, -1], left))
+        report((end - begin) * found.unreported)
     recall = 1.0
     if backend in APPROXIMATE:
-        recall = _recall(search, asked, selves, distances, indices)
+        recall = _recall(search, points, self_rows, distances, indices)
         log.info("neighbours by %s: %.4f of the true ones found, by a sample", backend, recall)
     return Nearest(distances.cpu().numpy(), indices.cpu().numpy(), recall)
 
 
-class Search:
-    """A reference set prepared for search; `tell` is told how many queries' worth of work is done."""
+class Search(PreparedRows):
+    """Measures candidates exactly."""
 
-    def __init__(self, base: Tensor, k: int, memory_mb: int, tell: Callable[[float], Any]) -> None:
-        import torch
-
-        self.base, self.k, self.d, self.tell = base, k, base.shape[1], tell
-        self.floats = memory_mb * 2**18
-        # Distances do not change when all rows move, and products are finest around the origin.
-        sums = torch.stack([part.double().sum(0) for part in base.split(4096)])
-        self.centre = (sums.sum(0) / len(base)).float()
-        # Sums of d products, kept by the kernels in at least 8 accumulators; and the centring itself.
-        self.eps = 2.0**-24 * (self.d / 8 + 16)
-
-    @functools.cached_property
-    def centred(self) -> Tensor:
-        return self.base - self.centre
-
-    @functools.cached_property
-    def square(self) -> Tensor:
-        return lengths(self.centred).square_()
-
-    def settle(self, asked: Tensor, listed: Listed, own: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def rerank(self, queries: Tensor, candidates: Candidates, own: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Measure the candidates that matter: distances (b, k), rows (b, k), and which queries are unsure (b,)."""
         import torch
 
-        k, first = self.k, min(self.k + (own is not None), listed.rows.shape[1])
-        if listed.approximate is None:
-            first = listed.rows.shape[1]
-        exact = torch.full(listed.rows.shape, torch.inf, device=asked.device)
-        exact[:, :first] = self._measured(asked, listed.rows[:, :first].clamp(min=0))
-        out = listed.rows < 0 if own is None else (listed.rows < 0) | (listed.rows == own[:, None])
+        k, first = self.k, min(self.k + (own is not None), candidates.rows.shape[1])
+        if candidates.approximate is None:
+            first = candidates.rows.shape[1]
+        exact = torch.full(candidates.rows.shape, torch.inf, device=queries.device)
+        exact[:, :first] = self._measured(queries, candidates.rows[:, :first].clamp(min=0))
+        out = candidates.rows < 0 if own is None else (candidates.rows < 0) | (candidates.rows == own[:, None])
         exact.masked_fill_(out, torch.inf)
-        if listed.approximate is None:
-            near, rows = _sorted(exact, listed.rows)
+        if candidates.approximate is None:
+            near, rows = _by_distance(exact, candidates.rows)
             return near[:, :k], rows[:, :k], near[:, k - 1].isinf()
-        reach = exact[:, :first].kthvalue(k, dim=1).values
-        length = lengths(asked - self.centre)
-        limit = self.limit(length, reach, listed)
-        rest = listed.approximate[:, first:] <= limit[:, None]
+        kth_distance = exact[:, :first].kthvalue(k, dim=1).values
+        norm = norms(queries - self.centre)
+        bound = self.bound(norm, kth_distance, candidates)
+        rest = candidates.approximate[:, first:] <= bound[:, None]
         rest &= ~out[:, first:]
         query, column = rest.nonzero(as_tuple=True)
         if len(query):
             column = column + first
-            exact[query, column] = self._measured_pairs(asked, query, listed.rows[query, column])
-        near, rows = _sorted(exact, listed.rows)
-        unsure = torch.zeros(len(asked), dtype=torch.bool, device=asked.device)
-        if listed.rows.shape[1] < len(self.base):
-            unsure = listed.approximate[:, -1] <= self.limit(length, near[:, k - 1], listed)
+            exact[query, column] = self._measured_pairs(queries, query, candidates.rows[query, column])
+        near, rows = _by_distance(exact, candidates.rows)
+        unsure = torch.zeros(len(queries), dtype=torch.bool, device=queries.device)
+        if candidates.rows.shape[1] < len(self.base):
+            unsure = candidates.approximate[:, -1] <= self.bound(norm, near[:, k - 1], candidates)
         return near[:, :k], rows[:, :k], unsure
 
-    def among_all(self, asked: Tensor, reach: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
+    def among_all(self, queries: Tensor, kth_distance: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
         """The k nearest of all rows, given a bound on the k-th distance (inf if there is none)."""
         import torch
 
-        part = asked - self.centre
+        part = queries - self.centre
         approximate = torch.addmm(self.square[None], part, self.centred.T, alpha=-2)
-        length = lengths(part)
-        approximate += length.square()[:, None]
-        limit = self.limit(length, reach)
-        near = torch.empty((len(asked), self.k), device=asked.device)
-        rows = torch.empty((len(asked), self.k), dtype=torch.int64, device=asked.device)
-        for i in range(len(asked)):
-            found = (approximate[i] <= limit[i]).nonzero().flatten()
+        norm = norms(part)
+        approximate += norm.square()[:, None]
+        bound = self.bound(norm, kth_distance)
+        near = torch.empty((len(queries), self.k), device=queries.device)
+        rows = torch.empty((len(queries), self.k), dtype=torch.int64, device=queries.device)
+        for i in range(len(queries)):
+            found = (approximate[i] <= bound[i]).nonzero().flatten()
             if own is not None:
                 found = found[found != own[i]]
-            exact = self._measured_pairs(asked, torch.full_like(found, i), found)
+            exact = self._measured_pairs(queries, torch.full_like(found, i), found)
             exact, order = exact.sort(stable=True)
             near[i], rows[i] = exact[: self.k], found[order[: self.k]]
         return near, rows
 
-    def limit(self, length: Tensor, reach: Tensor, listed: Listed | None = None) -> Tensor:
-        """The largest A that a row within `reach` of a query may have, of queries (b,) that lie `length` from the
-        centre; from float32 products unless `listed` tells otherwise. See the module's docstring."""
-        farthest = length + reach
-        eps = self.eps * (length.square() + farthest.square())
-        if listed is None:
-            return (reach.square() + eps) * (1 + 1e-6)
-        delta = 0.0 if listed.lost is None else farthest * listed.lost_share + listed.lost
-        return ((reach + delta).square() + eps) / (1 - listed.rho) * (1 + 1e-6)
-
-    def _measured(self, asked: Tensor, rows: Tensor) -> Tensor:
+    def _measured(self, queries: Tensor, rows: Tensor) -> Tensor:
         """Distances (b, c) between queries (b, d) and their candidates (b, c), directly."""
         import torch
 
-        out = torch.empty(rows.shape, device=asked.device)
+        out = torch.empty(rows.shape, device=queries.device)
         step = max(1, self._room() // (4 * self.d * rows.shape[1]))
-        for begin in range(0, len(asked), step):
+        for begin in range(0, len(queries), step):
             some = rows[begin : begin + step]
-            apart = self._gather(self.base, some.reshape(-1)).view(*some.shape, self.d)
-            apart -= asked[begin : begin + step, None]
-            torch.linalg.vector_norm(apart, dim=2, out=out[begin : begin + step])
+            diff = self._gather(self.base, some.reshape(-1)).view(*some.shape, self.d)
+            diff -= queries[begin : begin + step, None]
+            torch.linalg.vector_norm(diff, dim=2, out=out[begin : begin + step])
         return out
 
-    def _measured_pairs(self, asked: Tensor, query: Tensor, rows: Tensor) -> Tensor:
-        """Distances (p,) between queries asked[query] and rows, directly."""
+    def _measured_pairs(self, queries: Tensor, query: Tensor, rows: Tensor) -> Tensor:
+        """Distances (p,) between queries queries[query] and rows, directly."""
         import torch
 
-        out = torch.empty(len(rows), device=asked.device)
+        out = torch.empty(len(rows), device=queries.device)
         step = max(1, self._room() // (4 * self.d))
         for begin in range(0, len(rows), step):
-            apart = self._gather(self.base, rows[begin : begin + step])
-            apart -= asked[query[begin : begin + step]]
-            torch.linalg.vector_norm(apart, dim=1, out=out[begin : begin + step])
+            diff = self._gather(self.base, rows[begin : begin + step])
+            diff -= queries[query[begin : begin + step]]
+            torch.linalg.vector_norm(diff, dim=1, out=out[begin : begin + step])
         return out
 
     def _room(self) -> int:
@@ -234,7 +205,7 @@ class Search:
         return torch.index_select(source, 0, rows, out=kept[: len(rows)])
 
 
-def _sorted(exact: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+def _by_distance(exact: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Both by distance, ties by row."""
     rows, order = rows.sort(dim=1)
     exact, again = exact.gather(1, order).sort(dim=1, stable=True)
@@ -242,14 +213,16 @@ def _sorted(exact: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _recall(
-    search: Search, asked: Tensor, selves: Tensor | None, distances: Tensor, indices: Tensor, size: int = 256
+    search: Search, queries: Tensor, self_rows: Tensor | None, distances: Tensor, indices: Tensor, size: int = 256
 ) -> float:
     """Share of the true neighbours of `size` evenly spaced queries that were found."""
     import torch
 
-    some = torch.linspace(0, len(asked) - 1, min(size, len(asked))).long().unique()
+    some = torch.linspace(0, len(queries) - 1, min(size, len(queries))).long().unique()
     hits = 0
     for part in some.split(32):
-        _, true = search.among_all(asked[part], distances[part, -1], None if selves is None else selves[part])
+        _, true = search.among_all(
+            queries[part], distances[part, -1], None if self_rows is None else self_rows[part]
+        )
         hits += int((indices[part][:, :, None] == true[:, None, :]).any(dim=2).sum())
     return hits / (len(some) * search.k)

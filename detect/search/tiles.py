@@ -24,16 +24,17 @@ FAR = 1e30  # half the squared distance of a row that only fills up
 
 
 @dataclass(frozen=True)
-class Among:
+class CandidateTable:
     """Of each of n rows, the `wanted` others (and itself) with the smallest products.
 
     rows: (n, wanted) int32.  halves: (n, wanted) float32, half the squared distances by product, ascending; no row
-    left out has less than the last.  lost: (n,) how far rounding moved each row; share: of its length, at most.
+    left out has less than the last.  rounding_error: (n,) how far rounding moved each row.
+    share: of its norm, at most.
     """
 
     rows: Tensor
     halves: Tensor
-    lost: Tensor
+    rounding_error: Tensor
     share: float
 
 
@@ -65,10 +66,12 @@ def tile_side(device: str) -> int:
     return TILE if device == "cpu" else 8 * TILE
 
 
-def among_themselves(base: Tensor, centre: Tensor, wanted: int, dtype: Any, tell: Callable[[float], Any]) -> Among:
+def among_themselves(
+    base: Tensor, centre: Tensor, wanted: int, dtype: Any, progress: Callable[[float], Any]
+) -> CandidateTable:
     """Candidates of every row of `base` (n, d) among all of them, from products in `dtype`.
 
-    tell: told what share of the products was taken since it was last told.
+    progress: told what share of the products was taken since it was last told.
     Rows are taken in random order: if they came sorted by what they show, they would meet all neighbours at once.
     """
     import torch
@@ -78,11 +81,11 @@ def among_themselves(base: Tensor, centre: Tensor, wanted: int, dtype: Any, tell
     order = torch.from_numpy(np.random.default_rng(0).permutation(n)).to(device)
     padded = -(-max(n, wanted) // GROUP) * GROUP
     right = torch.zeros((padded, width(d)), dtype=dtype, device=device)
-    lost, share = torch.empty(n, device=device), 0.0
+    rounding_error, share = torch.empty(n, device=device), 0.0
     for begin in range(0, n, 4096):
         rows = order[begin : begin + 4096]
         part = base[rows] - centre
-        lost[rows] = moved = extend(part, right[begin : begin + len(rows)], False)
+        rounding_error[rows] = moved = extend(part, right[begin : begin + len(rows)], False)
         share = max(share, float((moved / torch.linalg.vector_norm(part, dim=1).clamp(min=1e-30)).max()))
     right[n:, d] = FAR
     right.neg_()  # products are minus half the squared distance from here on: larger is nearer
@@ -97,16 +100,16 @@ def among_themselves(base: Tensor, centre: Tensor, wanted: int, dtype: Any, tell
     step = -(-max(tile_side(device.type), 2 * wanted) // GROUP) * GROUP
     count = max(1, padded // step)
     parts = [slice(step * i, step * (i + 1) if i + 1 < count else padded) for i in range(count)]
-    best = _Best(padded, wanted, device)
+    best = RunningTopK(padded, wanted, device)
     each = 2 / (count * (count + 1))
     for part in parts:  # first of all a good threshold for every row
         best.begin(tile(part, part), part)
-        tell(each)
+        progress(each)
     for one, other in itertools.combinations(parts, 2):
         keys = tile(one, other)
         best.rows(keys, one, other.start)
         best.columns(keys, other, one.start)
-        tell(each)
+        progress(each)
     found = torch.empty((n, wanted), dtype=torch.int32, device=device)
     halves = torch.empty((n, wanted), device=device)
     for part in parts:
@@ -115,10 +118,10 @@ def among_themselves(base: Tensor, centre: Tensor, wanted: int, dtype: Any, tell
         found[rows] = order[columns[: len(rows)].long().clamp(max=n - 1)].to(torch.int32)
         halves[rows] = -keys[: len(rows)]
         halves[rows, -1] = -bound[: len(rows)]
-    return Among(found, halves, lost, share)
+    return CandidateTable(found, halves, rounding_error, share)
 
 
-class _Best:
+class RunningTopK:
     """The best keys that each row has met so far, in a buffer somewhat longer than wanted."""
 
     def __init__(self, n: int, wanted: int, device: Any) -> None:
@@ -129,7 +132,7 @@ class _Best:
         self.found = torch.zeros((n, self.room), dtype=torch.int32, device=device)
         self.filled = torch.zeros(n, dtype=torch.int64, device=device)
         self.threshold = torch.full((n,), -torch.inf, device=device)
-        self.lost = torch.full((n,), -torch.inf, device=device)  # the best key that found no room
+        self.rounding_error = torch.full((n,), -torch.inf, device=device)  # the best key that found no room
 
     def begin(self, tile: Tensor, here: slice) -> None:
         """The first tile of rows `here`, with themselves: a threshold that at least `wanted` of its keys pass."""
@@ -173,7 +176,7 @@ class _Best:
         place = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row] + self.filled[here][row]
         fits = place < self.room
         if not bool(fits.all()):
-            self.lost[here].scatter_reduce_(0, row[~fits], key[~fits], "amax")
+            self.rounding_error[here].scatter_reduce_(0, row[~fits], key[~fits], "amax")
             row, column, key, place = row[fits], column[fits], key[fits], place[fits]
         place += (row + here.start) * self.room
         self.keys.view(-1)[place] = key
@@ -195,4 +198,8 @@ class _Best:
         """
         self._tighten(here)
         kept = slice(self.wanted)
-        return self.found[here, kept], self.keys[here, kept], self.threshold[here].maximum(self.lost[here])
+        return (
+            self.found[here, kept],
+            self.keys[here, kept],
+            self.threshold[here].maximum(self.rounding_error[here]),
+        )

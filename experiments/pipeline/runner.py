@@ -112,10 +112,10 @@ class Runner:
         if recipe.key in self._entries:
             return self._entries[recipe.key]
         if not distributed.broadcast(self.store.has(recipe)):
-            if not stage.quiet:
-                log.info("%-10s computing", stage.name)
             # All processes walk through the inputs, of which some are computed together; rank 0 then builds alone.
             self._prepare(gives, settings)
+            if not stage.quiet:
+                log.info("%-10s computing", stage.name)
 
         def make(folder: Path) -> Mapping[str, Any] | None:
             run = Run(stage, self.experiment, self.resources, folder)

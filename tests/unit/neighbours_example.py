@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from detect.search import knn as nearest
+from detect.search import knn
 
 
 def brute(queries: np.ndarray, base: np.ndarray, k: int, own: np.ndarray | None = None):
@@ -18,7 +18,7 @@ def brute(queries: np.ndarray, base: np.ndarray, k: int, own: np.ndarray | None 
     return distances, rows
 
 
-def check(found: nearest.Nearest, queries, base, k, own=None) -> None:
+def check(found: knn.Nearest, queries, base, k, own=None) -> None:
     """Distances equal to 1e-5 relative, and each row found really that far away."""
     true, _ = brute(queries, base, k, own)
     np.testing.assert_allclose(found.distances, true, rtol=1e-5, atol=1e-30)

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from detect.search import candidates as finders
-from detect.search import knn as nearest
+from detect.search import candidates, knn
 
 
 @pytest.mark.parametrize("backend", ["torch", "faiss"])
@@ -13,7 +12,7 @@ def test_progress_adds_up_and_moves_while_products_are_taken(backend, itself):
     x = np.random.default_rng(1).normal(size=(5000, 8)).astype(np.float32)
     told: list[float] = []
     own = np.arange(len(x)) if itself else None
-    nearest.nearest(x if itself else x.copy(), x, 3, own=own, backend=backend, progress=told.append)
+    knn.nearest(x if itself else x.copy(), x, 3, own=own, backend=backend, progress=told.append)
     assert sum(told) == pytest.approx(len(x))
     assert max(told) <= 0.9 * len(x)
 
@@ -21,5 +20,5 @@ def test_progress_adds_up_and_moves_while_products_are_taken(backend, itself):
 def test_the_device_asked_for_is_the_one_searched_on():
     x = np.zeros((40, 8), np.float32)
     with pytest.raises((RuntimeError, AssertionError)):
-        nearest.nearest(x, x, 3, device="cuda:99")
-    assert finders.choose(10_000, 10_000, device="cuda:0") == ("torch", "there is a GPU")
+        knn.nearest(x, x, 3, device="cuda:99")
+    assert candidates.choose(10_000, 10_000, device="cuda:0") == ("torch", "there is a GPU")

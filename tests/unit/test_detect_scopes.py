@@ -6,7 +6,7 @@ import torch
 from neighbours_example import brute
 
 from detect import Embeddings, KDistance, Neighbours, NeighbourSearch, find_neighbours
-from detect.search import knn as nearest
+from detect.search import knn
 
 
 def pairs(n: int = 230, d: int = 12) -> Embeddings:
@@ -181,13 +181,13 @@ def test_products_keep_their_precision_and_the_programs_settings_stay(monkeypatc
     cuda, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
     before = cuda.fp32_precision, cpu.fp32_precision, cuda.allow_bf16_reduced_precision_reduction
     seen = []
-    settle = nearest.Search.settle
+    rerank = knn.Search.rerank
 
     def noting(*arguments):
         seen.append((cuda.fp32_precision, cpu.fp32_precision, cuda.allow_bf16_reduced_precision_reduction))
-        return settle(*arguments)
+        return rerank(*arguments)
 
-    monkeypatch.setattr(nearest.Search, "settle", noting)
+    monkeypatch.setattr(knn.Search, "rerank", noting)
     try:
         cuda.fp32_precision, cuda.allow_bf16_reduced_precision_reduction = "tf32", True
         find_neighbours(Embeddings.of(np.random.default_rng(0).standard_normal((50, 4))), 3, NeighbourSearch())
