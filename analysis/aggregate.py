@@ -20,7 +20,7 @@ from analysis.tables import EMBEDDED_AT, MEASURES
 if TYPE_CHECKING:
     import pandas as pd
 
-STUDY = ("scale", "data", "model")  # cells that differ in these never stand in one table
+STUDY = ("scale", "data", "eval", "model")  # cells that differ in these never stand in one table
 OF_ATTACK = ("rate", "n", "epochs", "captions", "target", "data_variant", "attack_variant", "train_variant")
 OF_DETECTOR = ("k", "scope", "scope_size", "modality", "convention", "detector_variant")
 
@@ -31,7 +31,13 @@ def studies(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     if table.empty or not columns:
         return [("all", table)]
     groups = table.groupby(columns, sort=False, dropna=False)
-    return [(" ".join(str(part) for part in key if part == part), rows) for key, rows in groups]
+    return [(_study_name(dict(zip(columns, key, strict=True))), rows) for key, rows in groups]
+
+
+def _study_name(parts: dict[str, Any]) -> str:
+    """`demo shapes small`; the evaluation set is named where the data did not bring it along."""
+    known = [str(part) for column, part in parts.items() if part == part and (column, part) != ("eval", "builtin")]
+    return " ".join(known)
 
 
 def usual(table: pd.DataFrame, free: Sequence[str] = ()) -> pd.DataFrame:

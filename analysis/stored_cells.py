@@ -33,7 +33,7 @@ _LEADS = ("score", "embed", "plan", "data", "train")
 VARIANTS = {
     "data_variant": ("data", {"seed", "pairs"}),
     "attack_variant": ("plan", {"seed", "name", "rate", "captions"}),
-    "train_variant": ("train", {"seed", "epochs", "warmup_epochs"}),
+    "train_variant": ("train", {"seed", "epochs", "warmup_epochs", "threads"}),
     "detector_variant": (
         "score", {"seed", "normalise", "k", "scope", "batch_size", "modality", "convention", "backend"},
     ),
@@ -186,7 +186,7 @@ class Scene:
         config = json.loads((plan_folder / "meta.json").read_text())["config"]
         plan = PoisonPlan.load(plan_folder / "plan.parquet")
         clean = open_pairs(self.store / "data" / keys["data"])
-        return PoisonedPairs(clean, plan, instantiate(config["attack"], _convert_="all"))
+        return PoisonedPairs(clean, plan, instantiate(config["attack"]["attack"], _convert_="all"))
 
 
 def scenes(cells: Sequence[StoredCell], store: str | Path) -> list[Scene]:

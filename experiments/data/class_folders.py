@@ -30,6 +30,8 @@ _ENDINGS = tuple("." + ending.lower() for ending in (*FORMATS, "jpg", "tif"))
 class Builtin:
     """`eval=builtin`: the test set that the data bring along; nothing to build."""
 
+    name: str = "builtin"
+
 
 @dataclass(frozen=True)
 class ClassFolders:
@@ -50,6 +52,7 @@ class ClassFolders:
     classes: str | None = None
     per_class: int | None = None
     max_damaged: float = 0.05
+    name: str = "folders"  # of the data set, in tables
 
     def __post_init__(self) -> None:
         if not Path(self.path).is_dir():

@@ -70,6 +70,7 @@ class Shards:
     max_pixels: int = 89_478_485
     max_bytes: int = 200_000_000
     seed: int = 0
+    name: str = "shards"  # of the data set, in tables
 
     def __post_init__(self) -> None:
         if not 0 <= self.holdout < 1:

@@ -70,6 +70,7 @@ class Files:
     min_side: int = 8
     max_pixels: int = 89_478_485
     seed: int = 0
+    name: str = "csv"  # of the data set, in tables
 
     def __post_init__(self) -> None:
         if not Path(self.table).is_file():

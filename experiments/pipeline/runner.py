@@ -87,10 +87,9 @@ class Runner:
 
     def value(self, gives: str, **settings: Any) -> Any:
         """The value, computed or taken from the store. Values of a call with settings are not kept in memory."""
+        gives = self._provider(gives)
         if gives in self.given:
             return self.given[gives]
-        if (other := STAGES[gives].instead(self.experiment)) is not None:
-            return self.value(other, **settings)
         if gives in self._values:
             return self._values[gives]
         stage = STAGES[gives]
@@ -106,8 +105,7 @@ class Runner:
 
     def entry(self, gives: str, **settings: Any) -> Entry:
         """The finished entry of a stored stage, computed if no one has yet."""
-        if (other := STAGES[gives].instead(self.experiment)) is not None:
-            return self.entry(other, **settings)
+        gives = self._provider(gives)
         stage, recipe = STAGES[gives], self._stored(gives, settings)
         if recipe.key in self._entries:
             return self._entries[recipe.key]
@@ -131,19 +129,38 @@ class Runner:
 
     def key(self, gives: str, **settings: Any) -> str:
         """The key of a value, from the configuration alone: nothing is computed."""
+        gives = self._provider(gives)
         if gives in self.given:
             return hashlib.sha256(np.sort(self.given[gives]).astype("<i8").tobytes()).hexdigest()[:16]
-        if (other := STAGES[gives].instead(self.experiment)) is not None:
-            return self.key(other, **settings)
         return self.recipe(gives, settings).key
 
     def recipe(self, gives: str, settings: Mapping[str, Any]) -> Recipe:
+        """All that decides a value: its stage's version and settings, what it reads, and the keys of its inputs.
+
+        An input that is not stored stands there with what it reads and takes itself, so that the inputs in a
+        meta.json name folders of the store.
+        """
         stage, experiment = STAGES[gives], self.experiment
         config = {part: experiment.identity(part) for part in stage.reads}
-        config["settings"] = dict(stage.key_settings(experiment, **settings))
-        calls = stage.inputs(experiment, **settings)
-        inputs = {name: self.key(call.gives, **call.settings) for name, call in calls.items()}
+        if own := stage.key_settings(experiment, **settings):
+            config["settings"] = dict(own)
+        inputs: dict[str, str] = {}
+        for call in stage.inputs(experiment, **settings).values():
+            name = self._provider(call.gives)
+            if name in self.given or STAGES[name].name is not None:
+                inputs[STAGES[name].name or name] = self.key(name, **call.settings)
+                continue
+            derived = self.recipe(name, call.settings)
+            inputs |= derived.inputs
+            if derived.config:
+                config[name] = derived.config
         return Recipe(stage.name or gives, stage.version(experiment, **settings), config, inputs)
+
+    def _provider(self, gives: str) -> str:
+        """The name of the value that stands for this one: itself, but for an `instead`."""
+        while gives not in self.given and (other := STAGES[gives].instead(self.experiment)) is not None:
+            gives = other
+        return gives
 
     def _stored(self, gives: str, settings: Mapping[str, Any]) -> Recipe:
         """Where the result is or will be; of a table, one that is at least as wide."""
@@ -159,9 +176,7 @@ class Runner:
     def _prepare(self, gives: str, settings: Mapping[str, Any]) -> None:
         """Have all stored stages that a value needs, without loading them."""
         for call in STAGES[gives].inputs(self.experiment, **settings).values():
-            name = call.gives
-            while (other := STAGES[name].instead(self.experiment)) is not None:
-                name = other
+            name = self._provider(call.gives)
             if name in self.given:
                 continue
             if STAGES[name].name is None:

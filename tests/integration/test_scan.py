@@ -181,9 +181,10 @@ def test_defences_meet_the_same_poison(do, scanned, store):
     assert len((folder / "summary.md").read_text().splitlines()) == 4 + len(rows)
     # With next to no learning rate, the fine-tuned model is the one it started from, wherever that lies.
     metas = [json.loads(meta.read_text()) for meta in store.glob("train/*/meta.json")]
-    tuned = next(meta for meta in metas if meta["config"]["model"].get("finetune"))
-    start = next(m for m in metas if m["config"]["model"].get("_target_", "").endswith("SmallCLIP")
-                 and m["config"]["train"]["loss"]["_target_"].endswith(".CLIPLoss") and "kept" not in m["inputs"]
+    tuned = next(meta for meta in metas if meta["config"]["model_spec"]["model"].get("finetune"))
+    start = next(m for m in metas if m["config"]["model_spec"]["model"].get("_target_", "").endswith("SmallCLIP")
+                 and m["config"]["training"]["loss"]["_target_"].endswith(".CLIPLoss")
+                 and "train_ids" not in m["inputs"]
                  and "plan" in m["inputs"])  # fmt: skip
     one, other = (load_file(store / "train" / meta["key"] / "weights.safetensors") for meta in (tuned, start))
     assert all(torch.allclose(one[name], other[name], atol=1e-5) for name in one if not name.startswith("visual."))

@@ -109,7 +109,7 @@ def example_result(
     embeddings = SimpleNamespace(ids=pairs.ids, image=image.astype(np.float32), text=None)
 
     facts = {
-        "attack": attack, "data": "shapes", "model": "small", "scale": "demo",
+        "attack": attack, "data": "shapes", "eval": "builtin", "model": "small", "scale": "demo",
         "seed": seed, "n": n,
         "n_poison": int(poisons.sum()), "zero_shot_top1": 0.962 + 0.01 * rng.random(), "asr": asr,
         "target": "banana",
@@ -184,7 +184,7 @@ def write_store(root: Path, results: Sequence[SimpleNamespace]) -> Path:
         shared += [result.cells[0].row.get("train_on"), result.cells[0].row["model"]]
         attack = {"_target_": "attacks.Attack", "name": facts["attack"], "rate": 0.01, "target": "banana"}
         attack["triggers"] = [{"_target_": "attacks.BadNets", "size": 8}]
-        folder, plan = stage("plan", shared, {"data": data}, attack=attack)
+        folder, plan = stage("plan", shared, {"data": data}, attack={"attack": attack})
         trigger, ids = BadNets(size=8), np.flatnonzero(pairs.is_poison)
         count = len(ids)
         PoisonPlan(

@@ -32,14 +32,16 @@ def test_options_and_defaults_are_those_of_the_class(choice):
             continue  # set elsewhere
         default = fields[name].default
         default = list(default) if isinstance(default, tuple) else default
-        if choice == "eval/imagenet" and name == "classes":
+        if choice == "eval/imagenet" and name in ("classes", "name"):
             default = "imagenet"
+        if name == "name" and choice.partition("/")[2] in ("cc3m", "cc12m", "redcaps"):
+            default = choice.partition("/")[2]
         assert value == default, name
 
 
-def test_the_data_sets_of_the_paper_differ_from_webdataset_in_the_folder_alone():
+def test_the_data_sets_of_the_paper_differ_from_webdataset_in_folder_and_name():
     base = _load("data/webdataset")
     for name in ("cc3m", "cc12m", "redcaps"):
         config = _load(f"data/{name}")
-        assert {key for key in config if config[key] != base[key]} == {"shards"}
+        assert {key for key in config if config[key] != base[key]} == {"shards", "name"}
         assert config["shards"].endswith(f"/{name}")

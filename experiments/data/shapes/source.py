@@ -64,6 +64,7 @@ class Shapes:
     test_per_class: int = 50
     natural_backdoor: int = 0
     seed: int = 0
+    name: str = "shapes"  # of the data set, in tables
 
     def __post_init__(self) -> None:
         if not 3 <= self.classes <= len(OUTLINES):
