@@ -9,6 +9,7 @@ import numpy as np
 
 from analysis.pages.results import render, thumbnail
 from analysis.style import detector_label
+from experiments.runtime.safe_text import printable
 
 if TYPE_CHECKING:
     from experiments.tasks.groups import Group
@@ -146,5 +147,5 @@ def _group_lines(groups: list[Group]) -> list[str]:
 
 
 def _cell(text: str, width: int = 90) -> str:
-    flat = " ".join(text.replace("|", "\\|").split())
+    flat = printable(" ".join(text.replace("|", "\\|").split()))
     return flat if len(flat) <= width else flat[: width - 1] + "…"

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.runtime.safe_text import csv_cell
+
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
@@ -61,4 +63,4 @@ def _write_rows(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     with open(file, "w", newline="") as stream:
         writer = csv.DictWriter(stream, columns)
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({column: csv_cell(value) for column, value in row.items()} for row in rows)

@@ -1,6 +1,7 @@
 """Evaluation sets from class folders: names, ImageNet's ids, damage, refusals."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -46,6 +47,30 @@ def test_damaged_images_are_left_out_and_too_many_stop(tmp_path):
     np.testing.assert_array_equal(test.labels, [0] * 4 + [1] * 4 + [2] * 3)
     np.testing.assert_array_equal(test.images(np.array([10]))[0, 8, 8], COLOURS["green"])
     assert json.loads((tmp_path / "out/damage.json").read_text())["damage"] == {"empty file": 1}
+
+
+def test_hidden_files_are_left_out_and_replaced_ones_change_the_fingerprint(tmp_path):
+    folders = ClassFolders(_pictures(tmp_path / "in"), size=16)
+    before = folders.fingerprint(), folders.files()[0]
+    for name in ("._0.png", ".hidden.jpg"):
+        (tmp_path / "in/green" / name).write_bytes(b"Mac OS X")
+    (tmp_path / "in/green/.AppleDouble").mkdir()
+    assert (folders.fingerprint(), folders.files()[0]) == before
+    os.utime(tmp_path / "in/green/0.png", ns=(1, 1))
+    assert folders.fingerprint() != before[0]
+
+
+def test_links_out_of_the_folder_are_followed_on_request(tmp_path):
+    path = _pictures(tmp_path / "in")
+    Image.new("RGB", (20, 16), "white").save(tmp_path / "elsewhere.png")
+    os.symlink(tmp_path / "elsewhere.png", tmp_path / "in/green/9.png")
+    os.symlink("nowhere", tmp_path / "in/green/8.png")
+    ClassFolders(path, size=16, max_damaged=1).build(tmp_path / "out")
+    summary = json.loads((tmp_path / "out/damage.json").read_text())
+    assert summary["damage"] == {"missing file": 1, "link out of the folder": 1}
+    ClassFolders(path, size=16, max_damaged=1, follow_links=True).build(tmp_path / "out")
+    assert json.loads((tmp_path / "out/damage.json").read_text())["damage"] == {"missing file": 1}
+    assert len(open_test(tmp_path / "out")) == 13
 
 
 def test_imagenet_names_go_by_wordnet_id(tmp_path):
