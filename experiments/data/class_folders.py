@@ -18,9 +18,9 @@ import numpy as np
 
 from experiments.data.damage import DamageReport, DecodeError, Issue
 from experiments.data.image_decoding import FORMATS, Limits, decode
+from experiments.data.image_files import ImageFolder
 from experiments.data.pairs import IMAGES, TEST, Progress, TestSet, counting, create_images, write_images
 from experiments.data.test_set import prompt_templates
-from experiments.image_files import ImageFolder
 from experiments.runtime.process_pool import run_jobs
 
 _CHUNK = 256

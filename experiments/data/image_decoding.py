@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from experiments.data.damage import DecodeError
-from experiments.pixel_depth import is_deep, to_8_bits
+from experiments.data.pixel_depth import is_deep, to_8_bits
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "ICO", "AVIF", "MPO")
 """What is opened; leaves out Pillow's formats that start other programs, such as EPS."""

@@ -18,6 +18,8 @@ import numpy as np
 from experiments.data.caption_values import clean_caption
 from experiments.data.damage import DamageReport, DecodeError, Issue
 from experiments.data.image_decoding import Limits
+from experiments.data.image_files import ImageFolder
+from experiments.data.image_parts import Parts
 from experiments.data.pairs import (
     CAPTIONS,
     IMAGES,
@@ -28,11 +30,9 @@ from experiments.data.pairs import (
     save_captions,
     write_images,
 )
+from experiments.data.table_columns import Columns, TextFormat, read_columns
 from experiments.data.test_set import caption_labels, frequent_words, prompt_templates, read_classes, seeded_shares
-from experiments.image_files import ImageFolder
-from experiments.image_parts import Parts
 from experiments.runtime.store import file_digest
-from experiments.table_columns import Columns, TextFormat, read_columns
 
 log = logging.getLogger(__name__)
 
@@ -153,8 +153,8 @@ class Files:
     def build(self, folder: str | Path, workers: int = 1, progress: Progress | None = None) -> None:
         """Decode everything into `folder` (layout: `experiments.data.pairs`; damage: `experiments.data.damage`).
 
-        A killed build goes on where it was, and so does one after TooMuchDamage, which is raised above `max_damaged`:
-        what failed, and files that have changed, are read again.
+        A killed build goes on where it was, and so does one after TooMuchDamage (more than `max_damaged`): what
+        failed, and files that have changed, are read again.
         """
         folder = Path(folder)
         rows = self._rows()

@@ -11,10 +11,10 @@ from filelock import FileLock
 from PIL import Image
 
 from experiments.data.damage import TooMuchDamage
+from experiments.data.image_files import ImageFolder
 from experiments.data.pairs import open_pairs, open_test
 from experiments.data.tables import Files
 from experiments.data.test_set import caption_labels, frequent_words, read_classes, seeded_shares
-from experiments.image_files import ImageFolder
 
 COLOURS = {"red": (220, 20, 30), "green": (20, 200, 40), "blue": (30, 40, 220)}
 

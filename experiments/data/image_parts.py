@@ -25,8 +25,8 @@ from filelock import FileLock, Timeout
 
 from experiments.data.damage import DecodeError, Issue
 from experiments.data.image_decoding import Limits, decode
+from experiments.data.image_files import ImageFolder
 from experiments.data.pairs import Progress, counting
-from experiments.image_files import ImageFolder
 from experiments.runtime.process_pool import run_jobs
 
 CHUNK = 256
