@@ -20,7 +20,7 @@ from analysis.tables import EMBEDDED_AT, MEASURES
 if TYPE_CHECKING:
     import pandas as pd
 
-STUDY = ("scale", "data", "eval", "model")  # cells that differ in these never stand in one table
+STUDY = ("scale", "data", "test_set", "model")  # cells that differ in these never stand in one table
 OF_ATTACK = ("rate", "n", "epochs", "captions", "target", "data_variant", "attack_variant", "train_variant")
 OF_DETECTOR = ("k", "scope", "scope_size", "modality", "convention", "detector_variant")
 
@@ -36,7 +36,7 @@ def studies(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 def _study_name(parts: dict[str, Any]) -> str:
     """`demo shapes small`; the evaluation set is named where the data did not bring it along."""
-    known = [str(part) for column, part in parts.items() if part == part and (column, part) != ("eval", "builtin")]
+    known = [str(part) for column, part in parts.items() if part == part and (column, part) != ("test_set", "builtin")]
     return " ".join(known)
 
 

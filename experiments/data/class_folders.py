@@ -31,7 +31,7 @@ _ENDINGS = tuple("." + ending.lower() for ending in (*FORMATS, "jpg", "tif"))
 class Builtin:
     """`eval=builtin`: the test set that the data bring along; nothing to build."""
 
-    name: str = "builtin"
+    name = "builtin"
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,6 @@ class ClassFolders:
     classes: str | None = None
     per_class: int | None = None
     max_damaged: float = 0.05
-    name: str = "folders"  # of the data set, in tables
     follow_links: bool = False
 
     def __post_init__(self) -> None:

@@ -151,7 +151,7 @@ class Experiment:
             "captions": self.attack.captions,
             "target": ", ".join(sorted(set(self.attack.targets.values()))),
             "data": self.source.name,
-            "eval": self.test_source.name,
+            "test_set": self.test_source.name,
             "model": getattr(self.model_spec, "name", self.model_spec.kind),
             "scale": self.config.scale.name,
             "train_on": self.train_on,
@@ -203,7 +203,7 @@ class Experiment:
     def _source(self, group: str, source: Any) -> dict[str, Any]:
         """Of data that lie outside the store: their configuration, and a fingerprint of what it points at."""
         config = self._resolved(group)
-        config.pop("name")  # a label
+        config.pop("name", None)  # a label
         config.pop("max_damaged", None)  # a higher limit takes up what a refused build has left
         if hasattr(source, "fingerprint"):
             config["fingerprint"] = source.fingerprint()

@@ -109,7 +109,7 @@ def example_result(
     embeddings = SimpleNamespace(ids=pairs.ids, image=image.astype(np.float32), text=None)
 
     facts = {
-        "attack": attack, "data": "shapes", "eval": "builtin", "model": "small", "scale": "demo",
+        "attack": attack, "data": "shapes", "test_set": "builtin", "model": "small", "scale": "demo",
         "seed": seed, "n": n,
         "n_poison": int(poisons.sum()), "zero_shot_top1": 0.962 + 0.01 * rng.random(), "asr": asr,
         "target": "banana",
