@@ -106,9 +106,10 @@ def write_tables(
     from analysis import table_export as written
     from analysis.aggregate import studies
     from analysis.figure_set import stem
+    from experiments.runtime.safe_text import csv_table
 
     files = [out / name for name in ("cells.csv", "beside_the_paper.csv", "beside_the_paper.md")]
-    table.drop(columns="place").to_csv(files[0], index=False)
+    csv_table(table.drop(columns="place")).to_csv(files[0], index=False)
     for name, summary in summaries.items():
         title = f"Detection of backdoor samples ({name})"
         paths = written.write_tables(summary, out, f"main_table_{stem(name)}", title)

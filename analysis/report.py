@@ -12,6 +12,7 @@ import numpy as np
 from analysis import figures
 from analysis.style import LEADERS, save
 from analysis.tables import frame, is_control, run_table, variant
+from experiments.runtime.safe_text import csv_table
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -32,7 +33,7 @@ def write(result: RunResult, folder: str | Path, top: int = TOP) -> Group:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     rows = [cell.row for cell in result.cells]
-    frame(rows).to_csv(folder / "results.csv", index=False)
+    csv_table(frame(rows)).to_csv(folder / "results.csv", index=False)
 
     is_poison = np.asarray(result.truth, bool)  # a natural backdoor's samples are not in the plan
     best = leading_cell(result.cells)

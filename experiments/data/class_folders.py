@@ -18,6 +18,7 @@ import numpy as np
 
 from experiments.data.damage import DamageReport, DecodeError, Issue
 from experiments.data.image_decoding import FORMATS, Limits, decode
+from experiments.data.image_files import ImageFolder
 from experiments.data.pairs import IMAGES, TEST, Progress, TestSet, counting, create_images, write_images
 from experiments.data.test_set import prompt_templates
 from experiments.runtime.process_pool import run_jobs
@@ -29,6 +30,8 @@ _ENDINGS = tuple("." + ending.lower() for ending in (*FORMATS, "jpg", "tif"))
 @dataclass(frozen=True)
 class Builtin:
     """`eval=builtin`: the test set that the data bring along; nothing to build."""
+
+    name = "builtin"
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class ClassFolders:
             None: the folders' own names, `_` read as a space.
         per_class: so many images of each class, the first by name; None: all.
         max_damaged: largest share of damaged images that is put up with.
+        follow_links: whether symbolic links may lead out of `path`.
     """
 
     path: str
@@ -50,15 +54,33 @@ class ClassFolders:
     classes: str | None = None
     per_class: int | None = None
     max_damaged: float = 0.05
+    follow_links: bool = False
 
     def __post_init__(self) -> None:
-        if not Path(self.path).is_dir():
-            raise ValueError(f"eval.path must be a folder of class folders, but there is no folder {self.path!r}")
+        if not self.path or not Path(self.path).is_dir():
+            wanted = "ImageNet's validation images" if self.classes == "imagenet" else "class folders"
+            raise ValueError(
+                f"eval.path must be a folder of {wanted}, but there is no folder {self.path!r}; give "
+                "eval.path=FOLDER, or choose eval=builtin (pictures that the data hold out, whose figures are "
+                "not ImageNet's) or eval=folders (class folders of your own)"
+            )
         if self.per_class is not None and self.per_class < 1:
             raise ValueError(f"eval.per_class must be at least 1, got {self.per_class}")
         if not 0 <= self.max_damaged <= 1:
             raise ValueError(f"eval.max_damaged must lie in [0, 1], got {self.max_damaged}")
         self.names()
+
+    @property
+    def images(self) -> ImageFolder:
+        return ImageFolder(os.path.abspath(self.path), self.follow_links, Limits().max_bytes)
+
+    @property
+    def name(self) -> str:
+        """What figures were measured on, for rows: `imagenet` is all of ImageNet's classes and images."""
+        if self.classes != "imagenet":
+            return Path(self.path).resolve().name
+        part = len(self.folders()) < len(_wordnet_ids()) or self.per_class is not None
+        return "imagenet, a part" if part else "imagenet"
 
     def folders(self) -> list[str]:
         """The class folders' names, sorted."""
@@ -96,23 +118,27 @@ class ClassFolders:
         return names
 
     def files(self) -> tuple[list[str], np.ndarray]:
-        """Paths of all images and their labels (n,)."""
+        """Paths of all images, below the folder, and their labels (n,). Hidden files are left out."""
         paths, labels = [], []
         for label, name in enumerate(self.folders()):
             inside = Path(self.path) / name
-            found = sorted(file.name for file in inside.iterdir() if file.suffix.lower() in _ENDINGS)
+            found = sorted(
+                file.name
+                for file in inside.iterdir()
+                if file.suffix.lower() in _ENDINGS and not file.name.startswith(".")  # such as macOS's ._1.jpg
+            )
             for file in found[: self.per_class]:
-                paths.append(str(inside / file))
+                paths.append(os.path.join(name, file))
                 labels.append(label)
         if not paths:
             raise ValueError(f"no image files in the folders of eval.path={self.path}")
         return paths, np.array(labels, dtype=np.int64)
 
     def fingerprint(self) -> str:
-        """Of what the configuration only points at: names and sizes of the files, and the class names."""
-        paths, _ = self.files()
-        lines = [f"{os.path.relpath(path, self.path)} {os.stat(path).st_size}" for path in paths]
-        return hashlib.sha256("\n".join([*lines, *self.names()]).encode()).hexdigest()[:16]
+        """Of what the configuration only points at: names, sizes and times of the files, and the class names."""
+        lines = [f"{path} {self.images.stamp(path)}" for path in self.files()[0]]
+        content = "\n".join([*lines, *self.names()])
+        return hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()[:16]
 
     def build(self, folder: str | Path, workers: int = 1, progress: Progress | None = None) -> None:
         """Decode everything into `folder`; damaged images are left out and listed."""
@@ -121,12 +147,15 @@ class ClassFolders:
         paths, labels = self.files()
         raw = folder / "decoded.npy"
         create_images(raw, len(paths), self.size)
-        jobs = [(self.size, raw, begin, paths[begin : begin + _CHUNK]) for begin in range(0, len(paths), _CHUNK)]
+        jobs = [
+            (self.images, self.size, raw, begin, paths[begin : begin + _CHUNK])
+            for begin in range(0, len(paths), _CHUNK)
+        ]
         report = DamageReport()
         with counting(progress, len(paths), "reading evaluation images") as shown:
             for job, issues in run_jobs(_decode_chunk, jobs, workers):
-                report.add(len(job[3]), issues)
-                shown.update(len(job[3]))
+                report.add(len(job[-1]), issues)
+                shown.update(len(job[-1]))
         report.finalise(folder, self.max_damaged)
         sound = np.setdiff1d(np.arange(len(paths)), [issue.id for issue in report.issues if not issue.note])
         images = np.load(raw, mmap_mode="r")
@@ -138,13 +167,13 @@ class ClassFolders:
         raw.unlink()
 
 
-def _decode_chunk(job: tuple[int, Path, int, list[str]]) -> list[Issue]:
-    size, raw, begin, paths = job
+def _decode_chunk(job: tuple[ImageFolder, int, Path, int, list[str]]) -> list[Issue]:
+    source, size, raw, begin, paths = job
     images = np.zeros((len(paths), size, size, 3), dtype=np.uint8)
     issues = []
     for i, path in enumerate(paths):
         try:
-            canvas = decode(Path(path).read_bytes(), size, Limits())
+            canvas = decode(source.read(path), size, Limits())
         except DecodeError as damage:
             issues.append(Issue(begin + i, path, damage.kind, damage.detail))
             continue
@@ -159,7 +188,7 @@ def _read_names(file: Path, folders: Sequence[str]) -> dict[str, str]:
         raise ValueError(
             f"eval.classes must be 'imagenet' or a file of class names, but there is no file {str(file)!r}"
         )
-    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     lines = [line for line in lines if line and not line.startswith("#")]
     if any("\t" in line for line in lines):
         pairs = [line.split("\t") for line in lines]

@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from experiments.runtime.safe_text import csv_cell, printable
+
 log = logging.getLogger(__name__)
 
 LIST, SUMMARY = "damage.csv", "damage.json"
@@ -27,7 +29,7 @@ class DecodeError(Exception):
         self.kind, self.detail = kind, detail
 
     def __str__(self) -> str:
-        return f"{self.kind}: {self.detail}" if self.detail else self.kind
+        return printable(f"{self.kind}: {self.detail}" if self.detail else self.kind)
 
 
 class TooMuchDamage(ValueError):
@@ -94,7 +96,8 @@ class DamageReport:
             writer = csv.writer(stream)
             writer.writerow(["id", "source", "kind", "detail", "left_out"])
             for row in rows:
-                writer.writerow([row.id, row.source, row.kind, row.detail, 0 if row.note else row.samples])
+                texts = map(csv_cell, (row.source, row.kind, row.detail))
+                writer.writerow([row.id, *texts, 0 if row.note else row.samples])
         summary = {
             "samples": self.total,
             "left_out": self.bad,

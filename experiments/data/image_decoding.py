@@ -2,6 +2,10 @@
 
 Resize and crop are those of torchvision's `Resize(size, BICUBIC)` and `CenterCrop(size)`, open_clip's evaluation
 transform; by torch, which takes less than half of Pillow's time and agrees with it within two levels of 255.
+
+Of what surrounds the pixels, only the orientation is read, and nothing there makes a picture unusable. Memory is
+bounded by the picture itself: it is resized a band of rows at a time, and cropped beforehand if it is more than
+THIN times as long as wide.
 """
 
 from __future__ import annotations
@@ -9,22 +13,37 @@ from __future__ import annotations
 import functools
 import io
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from experiments.data.damage import DecodeError
+from experiments.data.pixel_depth import is_deep, to_8_bits
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "ICO", "AVIF", "MPO")
 """What is opened; leaves out Pillow's formats that start other programs, such as EPS."""
+
+THIN = 20
+"""A picture of more than this ratio of its sides is cropped before it is resized: what is cut off might be huge."""
+
+_BAND = 4_000_000  # pixels that are resized at a time
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Limits:
     """What an image must keep to.
 
-    `max_pixels` and `max_bytes` are held against the header and the file, before anything is decoded.
+    `max_pixels` and `max_bytes` are compared with the header and the file, before anything is decoded. To decode
+    takes up to 10 bytes of memory for each pixel (tests/unit/test_data_canvas.py), so that `max_pixels` bounds the
+    memory: 0.9 GB by default. WebP's decoder takes 16 bytes, and so is allowed half as many pixels.
     """
 
     min_side: int = 8
@@ -57,15 +76,17 @@ def decode(content: bytes, size: int, limits: Limits) -> Canvas:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(content), formats=_formats()) as opened:
                 _check(opened, limits)
-                if getattr(opened, "n_frames", 1) > 1 and opened.format != "MPO":
-                    notes.append("animated, first frame taken")
                 # Large JPEGs are decoded at a half, quarter or eighth, still twice the canvas or more.
                 if opened.format == "JPEG":
                     opened.draft(None, (2 * size, 2 * size))
                 opened.load()
-                if opened.getexif().get(0x0112, 1) not in (0, 1):
+                _check_pixels(opened, limits)  # again: an icon holds a picture with a header of its own
+                turn = _turn(opened)
+                if turn is not None:
                     notes.append("turned upright")
-                image = fit(_plain(ImageOps.exif_transpose(opened), notes), size)
+                image = _fit_any(opened, size, turn, notes)
+                if _animated(opened):
+                    notes.insert(0, "animated, first frame taken")
     except DecodeError:
         raise
     except UnidentifiedImageError:
@@ -79,20 +100,66 @@ def decode(content: bytes, size: int, limits: Limits) -> Canvas:
     return Canvas(image, notes)
 
 
-def fit(image: Image.Image, size: int) -> np.ndarray:
-    """Resize the shorter side to `size` (bicubic), then crop the centre: RGB or RGBA to (size, size, 3) uint8."""
-    high, wide, top, left = window(image.height, image.width, size)
-    if image.mode == "RGBA":  # Pillow weighs pixels by their opacity
-        image = image.resize((wide, high), Image.Resampling.BICUBIC)
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    pixels = np.asarray(image)
-    if pixels.shape[:2] != (high, wide):
-        import torch
+def fit(image: Image.Image, size: int, turn: Image.Transpose | None = None, mode: str = "RGB") -> np.ndarray:
+    """Resize the shorter side to `size` (bicubic), then crop the centre: (size, size, 3) uint8.
 
-        planes = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
-        planes = torch.nn.functional.interpolate(planes, (high, wide), mode="bicubic", antialias=True)
-        pixels = planes[0].permute(1, 2, 0).numpy()
+    turn: done before, but after the crop of a thin picture. mode: RGB, or RGBA for what is to be laid on white.
+    """
+    image = _without_ends(image)
+    if turn is not None:
+        image = image.transpose(turn)
+    high, wide, top, left = window(image.height, image.width, size)
+    if mode == "RGB":
+        pixels = _resize(image, high, wide)
+    else:
+        layer = _resize_layer(image, high, wide)
+        pixels = np.asarray(Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB"))
     return pixels[top : top + size, left : left + size]
+
+
+def _without_ends(image: Image.Image) -> Image.Image:
+    """The middle of a thin picture, three times as long as wide and on the same centre; another as it is."""
+    width, height = image.size
+    short = min(width, height)
+    if max(width, height) <= THIN * short:
+        return image
+    left, top = (max(0, (side - 3 * short) // 2) for side in (width, height))
+    return image.crop((left, top, width - left, height - top))
+
+
+def _bands(image: Image.Image) -> Iterator[Image.Image]:
+    """The picture in bands of rows, from the top: rows are resized before columns, so that bands change nothing."""
+    rows = max(1, _BAND // image.width)
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _resize(image: Image.Image, high: int, wide: int) -> np.ndarray:
+    """(high, wide, 3) uint8."""
+    narrow = [_interpolate(np.asarray(band.convert("RGB")), band.height, wide) for band in _bands(image)]
+    return _interpolate(np.concatenate(narrow), high, wide)
+
+
+def _interpolate(pixels: np.ndarray, high: int, wide: int) -> np.ndarray:
+    if pixels.shape[:2] == (high, wide):
+        return pixels
+    import torch
+
+    planes = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
+    planes = torch.nn.functional.interpolate(planes, (high, wide), mode="bicubic", antialias=True)
+    return planes[0].permute(1, 2, 0).numpy()
+
+
+def _resize_layer(image: Image.Image, high: int, wide: int) -> Image.Image:
+    """RGBA of (wide, high), by Pillow, which weighs pixels by their opacity."""
+    if image.width * image.height <= _BAND:
+        return image.convert("RGBA").resize((wide, high), Image.Resampling.BICUBIC)
+    narrow, top = Image.new("RGBa", (wide, image.height)), 0
+    for band in _bands(image):
+        weighed = band.convert("RGBA").convert("RGBa")
+        narrow.paste(weighed.resize((wide, band.height), Image.Resampling.BICUBIC), (0, top))
+        top += band.height
+    return narrow.resize((wide, high), Image.Resampling.BICUBIC).convert("RGBA")
 
 
 def window(height: int, width: int, size: int) -> tuple[int, int, int, int]:
@@ -110,30 +177,53 @@ def _formats() -> tuple[str, ...]:
 
 
 def _check(image: Image.Image, limits: Limits) -> None:
+    _check_pixels(image, limits)
     width, height = image.size
-    if width * height > limits.max_pixels:
-        raise DecodeError("decompression bomb", f"{width} x {height} pixels, more than {limits.max_pixels:,}")
     if min(width, height) < limits.min_side:
         raise DecodeError("too small", f"{width} x {height} pixels, a side below {limits.min_side}")
 
 
-def _plain(image: Image.Image, notes: list[str]) -> Image.Image:
-    """Any mode to RGB, or to RGBA for what is partly transparent."""
+def _check_pixels(image: Image.Image, limits: Limits) -> None:
+    width, height = image.size
+    most = limits.max_pixels // 2 if image.format == "WEBP" else limits.max_pixels
+    if width * height > most:
+        raise DecodeError("decompression bomb", f"{width} x {height} pixels, more than {most:,}")
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What turns the picture upright, by its orientation alone; None without one that can be read."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except Exception:  # Pillow raises nearly anything on broken metadata; the pixels are sound
+        return None
+    return _TURNS.get(orientation) if isinstance(orientation, int) else None
+
+
+def _animated(image: Image.Image) -> bool:
+    """Whether there is a second frame, as far as can be told; to be asked last, as it looks for that frame."""
+    if image.format == "MPO":  # a photo with a preview
+        return False
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # what is behind the first frame is broken, and not used
+        return False
+
+
+def _fit_any(image: Image.Image, size: int, turn: Image.Transpose | None, notes: list[str]) -> np.ndarray:
+    """`fit` for any of Pillow's modes."""
     mode = image.mode
-    if mode == "RGB" and "transparency" not in image.info:
-        return image
-    if mode in ("I;16", "I;16L", "I;16B", "I", "F"):
-        notes.append("more than 8 bits")
-        values = np.asarray(image, dtype=np.float64)
-        top = 255.0 if values.max(initial=0) <= 255 else max(65535.0, values.max())
-        grey = np.clip(values / top * 255, 0, 255).astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
+    if is_deep(mode):
+        return fit(to_8_bits(image, image.format in ("PNG", "PPM"), notes), size, turn)
     if mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        if layer.getchannel("A").getextrema() == (255, 255):
-            return layer.convert("RGB")
-        notes.append("transparent, laid on white")
-        return layer
-    names = {"L": "grey", "1": "black and white", "P": "palette", "CMYK": "CMYK"}
-    notes.append(names.get(mode, mode))
-    return image.convert("RGB")
+        opaque = all(_opaque(band) for band in _bands(image))
+        if not opaque:
+            notes.append("transparent, laid on white")
+        return fit(image, size, turn, "RGB" if opaque else "RGBA")
+    if mode != "RGB":
+        names = {"L": "grey", "1": "black and white", "P": "palette", "CMYK": "CMYK"}
+        notes.append(names.get(mode, mode))
+    return fit(image, size, turn)
+
+
+def _opaque(band: Image.Image) -> bool:
+    return band.convert("RGBA").getchannel("A").getextrema() == (255, 255)

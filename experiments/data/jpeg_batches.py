@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from experiments.data.image_decoding import Limits, window
+from experiments.data.image_decoding import THIN, Limits, window
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,7 +86,7 @@ def torchvision_decoder() -> tuple[Any, Callable[..., Any]]:
 
 
 def is_plain_jpeg(content: bytes, limits: Limits) -> bool:
-    """By its header: an upright JPEG in colour or grey, within the limits and of no more than LARGEST pixels."""
+    """By its header: an upright JPEG in colour or grey, not thin, within the limits, at most LARGEST pixels."""
     if content[:2] != b"\xff\xd8" or len(content) > limits.max_bytes:
         return False
     try:
@@ -94,7 +94,9 @@ def is_plain_jpeg(content: bytes, limits: Limits) -> bool:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
                 width, height = image.size
-                fits = width * height <= min(limits.max_pixels, LARGEST) and min(width, height) >= limits.min_side
+                short = min(width, height)
+                fits = width * height <= min(limits.max_pixels, LARGEST) and short >= limits.min_side
+                fits = fits and max(width, height) <= THIN * short
                 return fits and image.mode in ("RGB", "L") and image.getexif().get(0x0112, 1) in (0, 1)
     except Exception:  # Pillow raises nearly anything; the other decoder will say what is wrong
         return False

@@ -20,7 +20,7 @@ def prompt_templates() -> tuple[str, ...]:
 def read_classes(classes: str | Sequence[str]) -> tuple[str, ...]:
     """Class names, unique: given, or from a file with one on each line (`#` starts a comment)."""
     if isinstance(classes, str):
-        lines = Path(classes).read_text(encoding="utf-8").splitlines()
+        lines = Path(classes).read_text(encoding="utf-8-sig").splitlines()
         names = [line.split("#")[0].strip() for line in lines]
     else:
         names = [str(name).strip() for name in classes]
@@ -35,6 +35,8 @@ def caption_labels(captions: Sequence[str], classes: Sequence[str]) -> np.ndarra
 
     A class inside the words of a longer one does not count: "pine tree" is not "tree".
     """
+    if not classes:
+        return np.full(len(captions), -1, dtype=np.int64)
     lowered = {" ".join(name.lower().split()): label for label, name in enumerate(classes)}
     longest_first = sorted(lowered, key=len, reverse=True)
     spaced = [r"\s+".join(map(re.escape, name.split())) for name in longest_first]
@@ -56,6 +58,11 @@ def frequent_words(captions: Sequence[str], number: int) -> tuple[str, ...]:
     for caption in captions:
         counts.update({word for word in caption.lower().split() if word.isalpha() and len(word) > 2} - common)
     words = [word for word, count in counts.items() if 2 <= count <= max(2, len(captions) / 4)]
+    if len(words) < 2:
+        raise ValueError(
+            f"the {len(captions):,} captions hold fewer than 2 frequent words (in at least 2 captions, in at most "
+            "a quarter); give data.classes, a list or a file of class names, or data.holdout=0 to evaluate nothing"
+        )
     return tuple(sorted(sorted(words, key=lambda word: (-counts[word], word))[:number]))
 
 

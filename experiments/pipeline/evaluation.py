@@ -67,6 +67,7 @@ class Evaluation:
             "captions": attack.captions,
             "target": ", ".join(sorted(set(attack.targets.values()))),
             "data": type(study.data).__name__.lower(),
+            "test_set": study.eval.name,
             "model": getattr(study.model_spec, "name", study.model_spec.kind),
             "scale": study.config.scale.name,
             "train_on": study.config.train_on,
@@ -92,7 +93,7 @@ class Evaluation:
                 "poisons_per_scope": self.facts["n_poison"] * size / n,
                 "k": detector.k,
                 "modality": detector.modality,
-                "convention": detector.convention,
+                "convention": detector.definition,
             }
         return row
 
@@ -136,7 +137,7 @@ class Evaluation:
 
     def _stage(self, variant: Variant) -> Stage:
         inputs = {"score": self.study.score_stage(variant).key, "plan": self.study.plan_entry.key}
-        return Stage("evaluate", 1, {"row": self.row(variant)}, inputs)
+        return Stage("evaluate", 2, {"row": self.row(variant)}, inputs)
 
     def _evaluate(self, variant: Variant, scored: Entry, folder: Path) -> None:
         import pandas as pd
@@ -145,10 +146,10 @@ class Evaluation:
         values = np.load(scored.path / "scores.npy")
         row = self.row(variant) | {"status": "ok", "error": "", "seconds": scored.seconds}
         row["memory_mb"] = scored.facts.get("memory_mb")
-        row |= {"auroc": math.nan, "auprc": math.nan, "fpr95": math.nan}
+        row |= dict.fromkeys(("auroc", "auprc", "fpr95", "fpr100"), math.nan)
         if 0 < truth.sum() < len(truth):
             metrics = evaluate(Scores(ids, values), truth)
-            row |= {"auroc": metrics.auroc, "auprc": metrics.auprc, "fpr95": metrics.fpr95}
+            row |= {name: getattr(metrics, name) for name in ("auroc", "auprc", "fpr95", "fpr100")}
             row |= {f"recall_at_{round(100 * share)}pct": found for share, found in metrics.recall_at.items()}
         named = self.study.holds_target[~truth]
         if 0 < named.sum() < len(named):

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from attacks import Attack, PoisonedPairs, PoisonPlan, draw_plan
 from attacks.captions import holds_word, templates
 from detect import Detector, Embeddings, LocalDetector, Neighbours, NeighbourSearch
+from detect.search.neighbours import VERSION
 from detect.views import VIEWS
 from experiments.clip.from_store import Trained
 from experiments.data.class_folders import Builtin
@@ -217,8 +218,20 @@ class Study:
         def make(folder: Path) -> None:
             find_neighbours(self.embeddings, k, search, progress=bar, device=self.device).save(folder)
 
-        config = {"search": dataclasses.asdict(search), "k": k}
-        return self.get(Stage("neighbours", 1, config, {"embed": self.embed_entry.key}), make)
+        k = distributed.broadcast(self._table_width(search, k))
+        return self.get(self._neighbours_stage(search, k), make)
+
+    def _neighbours_stage(self, search: NeighbourSearch, k: int) -> Stage:
+        config = {"search": search.identity, "k": k}
+        return Stage("neighbours", VERSION, config, {"embed": self.embed_entry.key})
+
+    def _table_width(self, search: NeighbourSearch, k: int) -> int:
+        """Width of the narrowest table in the store that holds the k nearest of this search; k if there is none."""
+        widths = {meta["config"]["k"] for meta in self.store.finished("neighbours")}
+        for width in sorted(widths):
+            if search.serves(width, k) and self.store.has(self._neighbours_stage(search, width)):
+                return int(width)
+        return k
 
     def score_stage(self, variant: Variant) -> Stage:
         name, _ = variant
@@ -230,7 +243,8 @@ class Study:
             inputs["train"] = self.train_entry.key
         # The class is part of the configuration (`_target_`), the neighbour table follows from the fields.
         config = self._resolved("detector")[name] | {"normalise": variant[1]}
-        return Stage("score", detector.version, config, inputs)
+        config.pop("memory_mb", None)  # changes no score
+        return Stage("score", detector.versions(), config, inputs)
 
     def score_entry(self, variant: Variant) -> Entry:
         stage, detector = self.score_stage(variant), self.variant(variant)
@@ -284,7 +298,8 @@ class Study:
 
     def _attack_config(self) -> dict[str, Any]:
         files = {path: file_digest(path) for path in self.attack.files}
-        return {"attack": self._resolved("attack"), "files": files, "seed": self.seed}
+        config = {"attack": self._resolved("attack"), "files": files, "seed": self.seed}
+        return config | ({"versions": self.attack.versions} if self.attack.versions else {})
 
     @property
     def loaders(self) -> int:

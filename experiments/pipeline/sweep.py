@@ -27,6 +27,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.runtime import distributed
+from experiments.runtime.safe_text import csv_cell
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +155,7 @@ def join(folder: Path, jobs: dict[str, dict[str, Any]]) -> None:
     with open(folder / RESULTS, "w", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({column: csv_cell(value) for column, value in row.items()} for row in rows)
 
 
 def _number(job: Path) -> tuple[int, str]:

@@ -38,11 +38,12 @@ class Stage:
     """One step of the pipeline, before it is computed.
 
     `config` is the stage's own resolved configuration and `inputs` maps a role to the key of the result it
-    reads. `version` is raised by hand when the stage's code changes its results.
+    reads. `version` is raised by hand when the stage's code changes its results; where several pieces of code
+    share the work, each has its own.
     """
 
     name: str
-    version: int
+    version: int | Mapping[str, int]
     config: Mapping[str, Any]
     inputs: Mapping[str, str] = field(default_factory=dict)
 
@@ -77,6 +78,11 @@ class Store:
 
     def has(self, stage: Stage) -> bool:
         return self.path(stage).is_dir()
+
+    def finished(self, name: str) -> list[dict[str, Any]]:
+        """What `meta.json` says of every finished result of the stages called `name`."""
+        files = (self.root / name).glob("*/meta.json")
+        return [json.loads(file.read_text()) for file in files if not file.parent.suffix]
 
     def get(self, stage: Stage, make: Make, *, collective: bool = False) -> Entry:
         """Return the stage's result, computing it with `make(folder)` if no one has yet.
@@ -129,7 +135,7 @@ class Store:
         (partial / ".seconds").unlink(missing_ok=True)
         meta = {
             "stage": stage.name,
-            "version": stage.version,
+            "version": stage.version if isinstance(stage.version, int) else dict(stage.version),
             "key": stage.key,
             "config": stage.config,
             "inputs": dict(stage.inputs),

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.runtime.safe_text import csv_cell
+
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
@@ -17,15 +19,25 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def perform(config: DictConfig, study: Study, folder: Path) -> CellCounts:
-    """Run the task that `config` names on `study`; its files go to `folder`, a summary to the screen."""
+def prepare(config: DictConfig, study: Study) -> Any:
+    """The task that `config` names, checked on `study` before any work."""
     from hydra.utils import instantiate
-
-    from experiments.pipeline.sweep import CellCounts
-    from experiments.runtime import distributed
 
     task = instantiate(config)
     task.check(study)
+    return task
+
+
+def perform(config: DictConfig, study: Study, folder: Path) -> CellCounts:
+    """Check and run the task that `config` names on `study`."""
+    return carry_out(prepare(config, study), study, folder)
+
+
+def carry_out(task: Any, study: Study, folder: Path) -> CellCounts:
+    """Run a task that was checked; its files go to `folder`, a summary to the screen."""
+    from experiments.pipeline.sweep import CellCounts
+    from experiments.runtime import distributed
+
     result = task.run(study)
     if not distributed.is_main():
         return CellCounts()
@@ -35,24 +47,27 @@ def perform(config: DictConfig, study: Study, folder: Path) -> CellCounts:
     else:
         from rich.console import Console
 
-        text, rows = _write(result, folder)
+        text, rows = _write(result, folder, getattr(task, "gallery", 0))
         Console(soft_wrap=True).print(text, markup=False, highlight=False)
     _write_rows(rows, folder / "results.csv")
     log.info("results in %s; %s", folder, study.store)
     return CellCounts(done=1)
 
 
-def _write(result: Any, folder: Path) -> tuple[str, Sequence[Mapping[str, Any]]]:
+def _write(result: Any, folder: Path, gallery: int) -> tuple[str, Sequence[Mapping[str, Any]]]:
     """Write a result's files; what to print, and the rows of results.csv."""
     from analysis.pages import suspects as suspects_page
-    from experiments.tasks.scan import ScanResult, write_scores
+    from experiments.tasks.clean import CleanResult
+    from experiments.tasks.scan_result import ScanResult, write_scores
 
     if isinstance(result, ScanResult):
         write_scores(result, folder)
-        suspects_page.write(result, folder / "suspects.html")
+        suspects_page.write(result, folder / "suspects.html", gallery)
         text = suspects_page.summary(result)
         (folder / "summary.md").write_text(text, encoding="utf-8")
         return text, suspects_page.result_rows(result)
+    if isinstance(result, CleanResult):
+        suspects_page.write(result.scan, folder / "suspects.html", gallery, result.counts)
     return result.write(folder)
 
 
@@ -61,4 +76,4 @@ def _write_rows(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     with open(file, "w", newline="") as stream:
         writer = csv.DictWriter(stream, columns)
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({column: csv_cell(value) for column, value in row.items()} for row in rows)

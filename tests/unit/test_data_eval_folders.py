@@ -1,12 +1,13 @@
 """Evaluation sets from class folders: names, ImageNet's ids, damage, refusals."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.data.class_folders import ClassFolders
+from experiments.data.class_folders import Builtin, ClassFolders
 from experiments.data.damage import TooMuchDamage
 from experiments.data.pairs import open_test
 
@@ -20,6 +21,19 @@ def _pictures(path, colours=COLOURS, n=4):
             Image.new("RGB", (20 + i, 16), colour).save(path / name / f"{i}.png")
         (path / name / "notes.md").write_text("no image")
     return str(path)
+
+
+def test_only_all_of_imagenet_is_called_imagenet(tmp_path, monkeypatch):
+    for name in ("n07753592", "n01440764"):
+        (tmp_path / "val" / name).mkdir(parents=True)
+    folder = str(tmp_path / "val")
+    assert ClassFolders(folder, size=16, classes="imagenet").name == "imagenet, a part"
+    assert ClassFolders(folder, size=16).name == "val"
+    assert Builtin().name == "builtin"
+    monkeypatch.setattr("experiments.data.class_folders._wordnet_ids", lambda: ["n01440764", "n07753592"])
+    monkeypatch.setattr("experiments.data.class_folders._imagenet_names", lambda: ["tench", "banana"])
+    assert ClassFolders(folder, size=16, classes="imagenet").name == "imagenet"
+    assert ClassFolders(folder, size=16, classes="imagenet", per_class=10).name == "imagenet, a part"
 
 
 def test_folders_become_classes(tmp_path):
@@ -46,6 +60,30 @@ def test_damaged_images_are_left_out_and_too_many_stop(tmp_path):
     np.testing.assert_array_equal(test.labels, [0] * 4 + [1] * 4 + [2] * 3)
     np.testing.assert_array_equal(test.images(np.array([10]))[0, 8, 8], COLOURS["green"])
     assert json.loads((tmp_path / "out/damage.json").read_text())["damage"] == {"empty file": 1}
+
+
+def test_hidden_files_are_left_out_and_replaced_ones_change_the_fingerprint(tmp_path):
+    folders = ClassFolders(_pictures(tmp_path / "in"), size=16)
+    before = folders.fingerprint(), folders.files()[0]
+    for name in ("._0.png", ".hidden.jpg"):
+        (tmp_path / "in/green" / name).write_bytes(b"Mac OS X")
+    (tmp_path / "in/green/.AppleDouble").mkdir()
+    assert (folders.fingerprint(), folders.files()[0]) == before
+    os.utime(tmp_path / "in/green/0.png", ns=(1, 1))
+    assert folders.fingerprint() != before[0]
+
+
+def test_links_out_of_the_folder_are_followed_on_request(tmp_path):
+    path = _pictures(tmp_path / "in")
+    Image.new("RGB", (20, 16), "white").save(tmp_path / "elsewhere.png")
+    os.symlink(tmp_path / "elsewhere.png", tmp_path / "in/green/9.png")
+    os.symlink("nowhere", tmp_path / "in/green/8.png")
+    ClassFolders(path, size=16, max_damaged=1).build(tmp_path / "out")
+    summary = json.loads((tmp_path / "out/damage.json").read_text())
+    assert summary["damage"] == {"missing file": 1, "link out of the folder": 1}
+    ClassFolders(path, size=16, max_damaged=1, follow_links=True).build(tmp_path / "out")
+    assert json.loads((tmp_path / "out/damage.json").read_text())["damage"] == {"missing file": 1}
+    assert len(open_test(tmp_path / "out")) == 13
 
 
 def test_imagenet_names_go_by_wordnet_id(tmp_path):
@@ -86,7 +124,9 @@ def test_a_flat_folder_is_explained(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"path": "nowhere"}, "no folder 'nowhere'"),
+        ({"path": "nowhere"}, "'nowhere'; give eval.path=FOLDER, or choose eval=builtin .* or eval=folders"),
+        ({"path": ""}, "eval.path must be a folder of class folders, but there is no folder ''"),
+        ({"path": "nowhere", "classes": "imagenet"}, "must be a folder of ImageNet's validation images"),
         ({"per_class": 0}, "eval.per_class must be at least 1, got 0"),
         ({"max_damaged": 2}, r"eval.max_damaged must lie in \[0, 1\], got 2"),
         ({"classes": "none.txt"}, "must be 'imagenet' or a file .*no file 'none.txt'"),

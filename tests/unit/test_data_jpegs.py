@@ -45,7 +45,7 @@ PLAIN = {
 OTHERS = {
     "PNG": file(photo(60, 40), "PNG"), "CMYK": file(photo(60, 40, "CMYK")), "turned": turned(), "empty": b"",
     "cut in the header": PLAIN["wide"][:40], "too many pixels": file(photo(200, 100)),
-    "too small": file(photo(7, 40)),
+    "too small": file(photo(7, 40)), "thin": file(photo(8, 200)),
 }  # fmt: skip
 
 
