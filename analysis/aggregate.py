@@ -36,7 +36,9 @@ def studies(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 def _study_name(parts: dict[str, Any]) -> str:
     """`demo shapes small`; the evaluation set is named where the data did not bring it along."""
-    known = [str(part) for column, part in parts.items() if part == part and (column, part) != ("test_set", "builtin")]
+    known = [
+        str(part) for column, part in parts.items() if part == part and (column, part) != ("test_set", "builtin")
+    ]
     return " ".join(known)
 
 
@@ -144,7 +146,8 @@ def aggregate(table: pd.DataFrame, cells: Sequence[StoredCell]) -> pd.DataFrame:
     records: list[dict[str, Any]] = table.astype(object).to_dict("records")  # type: ignore[assignment]
     for record in records:
         groups.setdefault((record["case"], record["detector"], _side(record["normalise"])), []).append(record)
-    shared = [column for column in (*OF_ATTACK, *OF_DETECTOR, "n_poison") if column in table]
+    told = (*STUDY, "test_set", *OF_ATTACK, *OF_DETECTOR, "n_poison")
+    shared = [column for column in told if column in table]
     rows = []
     sides = table.drop_duplicates(["detector", "normalise"])[["detector", "normalise"]]
     sides = sides.sort_values("detector", key=lambda names: names.map(detector_order), kind="stable")

@@ -1,14 +1,17 @@
-"""Our numbers beside the paper's, where the paper's are known; an unknown one stays empty, and none is
-invented.
+"""Our numbers beside the paper's, where the paper's are known; an unknown one stays empty, and none is invented.
 
-`published.csv` holds one number per line with its source. The comparison takes cells of the paper's scale
-only: a demo's numbers say nothing about CC3M.
+`published.csv` holds one number per line with its source, and in `provenance` how it is known: `first-hand` from
+the authors' own pages, or `quoted` by others and not checked against the paper. Two numbers stand beside each other
+only where scale, model, data set and attack agree, for accuracy and attack success also the set of images that they
+were measured on, for AUROC the detector, on raw embeddings.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from analysis.style import attack_label, detector_label
 from analysis.tables import number
@@ -17,12 +20,26 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FILE = Path(__file__).with_name("published.csv")
-QUANTITIES = {  # as they are printed
-    "zero_shot_top1": "zero-shot accuracy", "asr": "attack success rate", "auroc": "AUROC",
+PROVENANCES = ("first-hand", "quoted")
+QUANTITIES = {
+    "zero_shot_top1": "zero-shot accuracy",
+    "asr": "attack success rate",
+    "auroc": "AUROC",
+    "auroc_test_time": "AUROC at test time",
+    "asr_after_removal": "attack success rate after removal",
+    "attacks_removed": "attacks made harmless",
+    "training_pairs": "training pairs",
     "natural_backdoor_samples": "samples of the natural backdoor",
-    "natural_backdoor_share": "share of the natural backdoor", "cleaning_minutes": "time to clean the data",
-}  # fmt: skip
-COLUMNS = ["quantity", "attack", "model", "data", "detector", "setting", "paper", "ours", "source"]
+    "natural_backdoor_share": "share of the natural backdoor",
+    "cleaning_minutes": "time to score the data",
+}
+MEASURED_ON_TEST_SET = ("zero_shot_top1", "asr")
+COLUMNS = [
+    "quantity", "attack", "model", "data", "test_set", "detector", "setting", "paper", "ours", "our_setting",
+    "provenance", "source",
+]  # fmt: skip
+OF_SCORES = ("convention", "modality", "k", "scope_size", "rate")
+OF_MODELS = ("rate", "epochs")
 
 
 def known() -> pd.DataFrame:
@@ -40,33 +57,68 @@ def side_by_side(summaries: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    paper = {name: rows for name, rows in summaries.items() if name.split(" ")[0] == "paper"}
+    ours = [row for rows in summaries.values() for row in rows.to_dict("records") if row.get("scale") == "paper"]
     lines, used = [], set()
     for row in known().to_dict("records"):
         line = {column: str(row.get(column, "")) for column in COLUMNS}
-        line |= {"paper": f"{row['value']} {row['unit']}", "ours": ""}
-        for name, rows in paper.items():
-            parts = name.lower().replace("-", "_").split(" ")
-            same = rows[rows["case"] == row["attack"]]
-            if row["detector"]:
-                same = same[same["detector"] == row["detector"]]
-                used.add((name, row["attack"], row["detector"]))
-            if len(same) and row["model"] in parts and row["quantity"] in same:
-                value = float(same[row["quantity"]].mean())
-                line["ours"] = f"{100 * value:.1f} %" if row["unit"] == "%" else f"{value:g} {row['unit']}"
+        line["paper"] = f"{row['value']} {row['unit']}".strip()
+        matches = [cell for cell in ours if _alike(cell, row)]
+        if matches:
+            used |= {_place(cell) for cell in matches} if row["quantity"] == "auroc" else set()
+            line |= _shown(matches, str(row["quantity"]), str(row["unit"]))
         lines.append(line)
-    for name, rows in paper.items():
-        _, data, model = [*name.split(" "), "", ""][:3]
-        for cell in rows.to_dict("records"):
-            raw = cell["normalise"] is None or not bool(cell["normalise"])  # the paper's protocol
-            if not raw or (name, cell["case"], cell["detector"]) in used:
-                continue
-            line = dict.fromkeys(COLUMNS, "") | {"quantity": "auroc", "attack": str(cell["case"]), "model": model}
-            ours = number(cell["auroc"])
-            if cell["auroc_std"] == cell["auroc_std"]:
-                ours += f" ± {number(cell['auroc_std'])}"
-            lines.append(line | {"data": data, "detector": str(cell["detector"]), "ours": ours})
+    for cell in ours:
+        if _is_raw(cell) and _place(cell) not in used and cell["auroc"] == cell["auroc"]:
+            line = dict.fromkeys(COLUMNS, "") | {"quantity": "auroc", "attack": str(cell["case"])}
+            line |= {column: str(cell.get(column) or "") for column in ("model", "data", "detector")}
+            lines.append(line | _shown([cell], "auroc", ""))
     return pd.DataFrame(lines, columns=COLUMNS)
+
+
+def _alike(cell: Mapping[Any, Any], row: Mapping[Any, Any]) -> bool:
+    """Whether our cell and the published row say the same of the same thing."""
+    value = cell.get(row["quantity"])
+    if value is None or value != value or str(cell["case"]) != row["attack"]:
+        return False
+    wanted = ["data", "model"]
+    if row["quantity"] in MEASURED_ON_TEST_SET:
+        wanted.append("test_set")
+    elif not _is_raw(cell):  # the paper's detectors see embeddings as they are
+        return False
+    if row["detector"]:
+        wanted.append("detector")
+    return all(row[column] and _plain(cell.get(column)) == _plain(row[column]) for column in wanted)
+
+
+def _shown(cells: Sequence[Mapping[Any, Any]], quantity: str, unit: str) -> dict[str, str]:
+    """How our value of a quantity is printed, and how it was measured; `cells` share it."""
+    value = sum(float(cell[quantity]) for cell in cells) / len(cells)
+    shown = f"{100 * value:.{2 if quantity == 'auroc' else 1}f} %" if unit == "%" else number(value)
+    spread = cells[0].get(f"{quantity}_std", float("nan"))
+    if len(cells) == 1 and spread == spread:
+        shown += f" ± {100 * spread:.2f}" if unit == "%" else f" ± {number(spread)}"
+    setting = {name: cells[0].get(name) for name in (OF_SCORES if quantity == "auroc" else OF_MODELS)}
+    said = [f"{name} {_short(value)}" for name, value in setting.items() if value is not None and value == value]
+    return {"ours": shown, "our_setting": ", ".join(said)}
+
+
+def _is_raw(cell: Mapping[Any, Any]) -> bool:
+    """Whether the score was of embeddings as they are, or does not depend on their length."""
+    normalise = cell["normalise"]
+    return normalise is None or normalise != normalise or not bool(normalise)
+
+
+def _place(cell: Mapping[Any, Any]) -> tuple[Any, ...]:
+    return tuple(cell.get(column) for column in ("model", "data", "case", "detector"))
+
+
+def _plain(text: Any) -> str:
+    """A name without case and punctuation: `ViT-B/16` is `vit_b16`."""
+    return re.sub(r"[^a-z0-9]", "", str(text or "").lower())
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -78,5 +130,9 @@ def markdown(table: pd.DataFrame) -> str:
         row["detector"] = detector_label(str(row["detector"])) if row["detector"] else ""
         row |= {column: row[column] or "—" for column in ("paper", "ours")}
         lines.append("| " + " | ".join(str(row[column]) for column in COLUMNS) + " |")
-    lines += ["", "— not known to us (paper), or not computed at the paper's scale in this store (ours)."]
+    lines += [
+        "",
+        "— not known to us (paper), or not computed here at the paper's scale on like data and test set (ours). "
+        "*first-hand*: from the authors' own pages; *quoted*: by others, not checked against the paper.",
+    ]
     return "\n".join(lines) + "\n"

@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
 LEADING = (
     "attack", "detector", "normalise", "scope", "scope_size", "modality", "k", "seed", "n", "n_poison",
-    "auroc", "auprc", "fpr95", "recall_at_1pct", "recall_at_5pct", "recall_at_10pct",
+    "auroc", "auprc", "fpr95", "fpr100", "recall_at_1pct", "recall_at_5pct", "recall_at_10pct",
     "zero_shot_top1", "asr", "attack_succeeded", "seconds", "memory_mb", "status", "error",
 )  # fmt: skip
 MEASURES = {
     "auroc": "AUROC",
     "auprc": "AUPRC",
     "fpr95": "FPR at 95 % TPR",
+    "fpr100": "FPR at 100 % TPR",
     "recall_at_1pct": "recall at 1 % removed",
 }
 EMBEDDED_AT = 0.5  # an attack with a lower success rate did not embed
@@ -129,10 +130,12 @@ def run_table(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> Gr
         caption="each cell: normalised | raw embeddings",
         caption_justify="left",
         pad_edge=False,
+        padding=0,  # five measures fit into 80 columns
+        show_edge=False,
     )
-    table.add_column("detector", no_wrap=True)
+    table.add_column("detector", min_width=16)
     for measure in MEASURES.values():
-        table.add_column(measure, justify="center", no_wrap=measure in ("AUROC", "AUPRC"), min_width=11)
+        table.add_column(measure, justify="center", min_width=11, max_width=11)
 
     def place(item: tuple[str, dict[bool, Mapping[str, Any]]]) -> tuple[bool, bool, float]:
         row = item[1].get(False) or item[1][True]

@@ -93,6 +93,11 @@ class Attack:
         """Files that the triggers read, whose content is part of what this attack is."""
         return tuple(path for trigger in self.triggers for path in trigger.files)
 
+    @property
+    def versions(self) -> dict[str, int]:
+        """Versions of the triggers' code, by name, where they are not the first."""
+        return {trigger.name: trigger.version for trigger in self.triggers if trigger.version > 1}
+
     def count(self, n: int) -> int:
         """Number of poisoned samples among `n`: rate * n, rounded (halves to even).
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from detect.embeddings import DetectorInputs, Embeddings
 from detect.paper_code import PaperCode
-from detect.search.neighbours import Neighbours, NeighbourSearch, find_neighbours
+from detect.search.neighbours import VERSION, Neighbours, NeighbourSearch, find_neighbours
 
 CONVENTIONS = ("published", "paper_code")
 
@@ -22,13 +22,23 @@ class Detector(ABC):
     `needs` names the inputs used beside image embeddings: text, captions, losses, encoder, images, views.
     `norm_sensitive` says whether raw and unit-length embeddings give different scores, `collapses_beyond_k`
     whether scores collapse once more than k poisons share a scope. `version` is raised when a change to the code
-    gives other scores, so that those in a store are not taken for new ones.
+    gives other scores, so that those in a store are not taken for new ones; `built_on` names the detectors whose
+    code the score uses, so that raising the version of one is enough.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     norm_sensitive: ClassVar[bool] = False
     collapses_beyond_k: ClassVar[bool] = False
     version: ClassVar[int] = 1
+    built_on: ClassVar[tuple[type[Detector], ...]] = ()
+
+    @classmethod
+    def versions(cls) -> dict[str, int]:
+        """Version of this detector and of each piece of code that its scores rest on, by name."""
+        versions = {cls.__name__: cls.version}
+        for part in cls.built_on:
+            versions |= part.versions()
+        return versions
 
     def score(self, x: Any) -> np.ndarray:
         """Scores (n,), float64, of DetectorInputs, Embeddings, or an (n, d) array or tensor of image embeddings.
@@ -50,8 +60,8 @@ class Detector(ABC):
 class LocalDetector(Detector):
     """A detector that works on the table of nearest neighbours; see `detect.search.neighbours` for the scopes.
 
-    k: number of neighbours, self excluded.  convention: "published" is the definition of the paper named;
-    "reference" reproduces the numbers of the CLIP paper's public code (see `detect.paper_code`).
+    k: number of neighbours, self excluded.  convention: "published" is the definition of the paper named (DAO has
+    three of them: its `form`); "reference" is what the CLIP paper's public code computes (docs/parity.md).
     """
 
     norm_sensitive: ClassVar[bool] = True
@@ -82,6 +92,15 @@ class LocalDetector(Detector):
             if self.scope == "reference":
                 raise ValueError("convention 'paper_code' needs scope full or batch, as in the public code")
         _ = self.search  # refuses what it does not know
+
+    @classmethod
+    def versions(cls) -> dict[str, int]:
+        return super().versions() | {"neighbours": VERSION}
+
+    @property
+    def definition(self) -> str:
+        """One word for how the score is defined, for rows and tables: the convention, or what tells more."""
+        return self.convention
 
     @property
     def search(self) -> NeighbourSearch:

@@ -23,7 +23,7 @@ class CognitiveDistillation(Detector):
     d a colour drawn anew at every step. A trigger alone holds a poisoned image's embedding in place, so its mask
     ends small. As in the authors' code m = (tanh(p) + 1) / 2 with p = 1 at the start, Adam's betas are 0.1, the
     first term is a mean over the embedding, and TV is the mean of squared steps. The mask norm grows with the
-    pixels, so gamma is tied to the image's size (224 in the paper).
+    pixels, so gamma is tied to the image's size (224 in the paper). The CLIP paper's code: docs/parity.md.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"encoder", "images"})

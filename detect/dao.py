@@ -7,33 +7,53 @@ from typing import ClassVar
 
 import numpy as np
 
-from detect.base import LocalDetector
+from detect.base import Detector, LocalDetector
+from detect.kdist import KDistance
+from detect.lid import LID
 from detect.local import k_distance, lid
 from detect.paper_code import PaperCode, mean_or_limit
 from detect.search.neighbours import Neighbours
 
+FORMS = ("mean_log", "published", "authors")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DAO(LocalDetector):
-    """Mean over o in N_k(x) of (kd(x) / kd(o)) ** LID(o).
+    """How far x is from its neighbours by their own measure, k-distance and dimension. `form`, over o in N_k(x):
 
-    log: average LID(o) * ln(kd(x) / kd(o)) instead, as the CLIP paper's code does; the published form is
-    `log=False`, in which a single neighbour of high dimension can outweigh all others.
+        mean_log   mean LID(o) ln(kd(x) / kd(o)), the default: the CLIP paper's average, on the right neighbours
+        published  mean (kd(x) / kd(o)) ** LID(o), in which one neighbour of high dimension can outweigh the others
+        authors    the same with the LID of its authors' code, (k - 1) / sum of ln(r_k / r_i), where ours is k / sum
+
+    The CLIP paper's code itself, on the neighbours that it looks up, is `convention: paper_code`; it has no forms.
     """
 
     min_k: ClassVar[int] = 2
+    built_on: ClassVar[tuple[type[Detector], ...]] = (KDistance, LID)
 
-    log: bool = True
+    form: str = "mean_log"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.convention == "paper_code" and not self.log:
-            raise ValueError("convention 'paper_code' averages logarithms, so log must be true, got False")
+        if self.form not in FORMS:
+            raise ValueError(f"form must be one of {', '.join(FORMS)}, got {self.form!r}")
+        if self.convention == "paper_code" and self.form != "mean_log":
+            raise ValueError(
+                f"convention 'paper_code' averages logarithms, so form must be mean_log, got {self.form!r}"
+            )
+
+    @property
+    def definition(self) -> str:
+        return self.form if self.convention == "published" else self.convention
 
     def score_rows(self, table: Neighbours) -> np.ndarray:
-        kd = k_distance(table)  # (m,)
-        exponents = lid(table)[table.indices] * np.log(kd[:, None] / kd[table.indices])  # (m, k)
-        return exponents.mean(axis=1) if self.log else np.exp(np.minimum(exponents, 700)).mean(axis=1)
+        kd, dimension = k_distance(table), lid(table)  # (m,)
+        if self.form == "authors":
+            dimension = dimension * (table.k - 1) / table.k
+        exponents = dimension[table.indices] * np.log(kd[:, None] / kd[table.indices])  # (m, k)
+        if self.form == "mean_log":
+            return exponents.mean(axis=1)
+        return np.exp(np.minimum(exponents, 700)).mean(axis=1)
 
     def paper_code_score(self, code: PaperCode) -> np.ndarray:
         ratios = code.radius()[:, None] / code.radius_of_neighbours()

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from detect.base import Detector
-from detect.clip_score import cosine
+from detect.clip_score import CLIPScore, cosine
 from detect.embeddings import DetectorInputs
 
 
@@ -26,6 +26,7 @@ class Flicker(Detector):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"text", "views"})
+    built_on: ClassVar[tuple[type[Detector], ...]] = (CLIPScore,)
 
     eps: float = 0.02
 

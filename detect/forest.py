@@ -13,7 +13,10 @@ from detect.embeddings import DetectorInputs, unit
 
 @dataclass(frozen=True, kw_only=True)
 class IsolationForest(Detector):
-    """scikit-learn's forest; its `score_samples` is low for outliers, so the sign is turned."""
+    """scikit-learn's forest; its `score_samples` is low for outliers, so the sign is turned.
+
+    Much depends on `seed`, which draws the cuts: compare means over several seeds (docs/parity.md has a spread).
+    """
 
     norm_sensitive: ClassVar[bool] = True
 

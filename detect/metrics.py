@@ -26,12 +26,13 @@ class Scores:
 
 @dataclass(frozen=True)
 class Metrics:
-    """auroc, auprc (average precision), fpr95 (false-positive rate where 95 % of the poison is found), and
-    recall_at: share of the poison among the given share of highest scores."""
+    """auroc, auprc (average precision), fpr95 and fpr100 (false-positive rate where 95 % and where all of the
+    poison is found), and recall_at: share of the poison among the given share of highest scores."""
 
     auroc: float
     auprc: float
     fpr95: float
+    fpr100: float
     recall_at: dict[float, float]
 
 
@@ -54,6 +55,7 @@ def evaluate(scores: Scores, is_poison: np.ndarray, shares: Sequence[float] = SH
         auroc=float(roc_auc_score(truth, scores.values)),
         auprc=float(average_precision_score(truth, scores.values)),
         fpr95=float(false_rate[np.argmax(true_rate >= 0.95)]),
+        fpr100=float((scores.values[~truth] >= scores.values[truth].min()).mean()),
         recall_at={share: recall_at(scores.values, truth, share) for share in shares},
     )
 

@@ -1,16 +1,6 @@
-"""What the public code of the CLIP paper computes where it departs from the definitions (`convention: paper_code`).
+"""What the public code of the CLIP paper computes (`convention: paper_code`); docs/parity.md says what differs.
 
-Huang, Erfani, Li, Ma, Bailey, ICLR 2025; github.com/HanxunH/Detect-CLIP-Backdoor-Samples. For a sample at
-position p of a batch, with r_i its i-th smallest distance, self excluded:
-
-    radius      r_{k+1} stands for the k-distance of the sample, but r_k for that of its neighbours
-    rows        neighbours are numbered in a list without the sample and looked up in a matrix that holds it: of
-                each neighbour after position p, the row before it is taken
-    joint       the list has the images without p's, then the texts without p's; the matrix all images, all texts
-    dimension   -k / sum over i of ln(r_i / r_last + 1e-4), where the neighbours' r_i begin with the zero distance
-                to themselves
-
-Its isolation forest is scikit-learn's, and it holds no LOF.
+Huang, Erfani, Li, Ma, Bailey, ICLR 2025; github.com/HanxunH/Detect-CLIP-Backdoor-Samples.
 """
 
 from __future__ import annotations
@@ -30,7 +20,8 @@ class PaperCode:
     """Neighbourhoods as the public code sees them.
 
     radii: (n, k + 1), ascending, of the samples.  others: (m, k), ascending, of all rows of the table.
-    rows: (n, k), the table rows that are looked up for the samples' neighbours.
+    rows: (n, k), the table rows that are looked up for the samples' neighbours: numbered in a list without the
+        sample (joint: images, then texts, without the sample's own), but looked up in a list of all.
     """
 
     radii: np.ndarray

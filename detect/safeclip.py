@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from detect.base import Detector
-from detect.clip_score import cosine
+from detect.clip_score import CLIPScore, cosine
 from detect.embeddings import DetectorInputs
 
 
@@ -20,6 +20,7 @@ class SafeCLIP(Detector):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"text"})
+    built_on: ClassVar[tuple[type[Detector], ...]] = (CLIPScore,)
 
     seed: int = 0
 

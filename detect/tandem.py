@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from detect.base import LocalDetector
+from detect.base import Detector, LocalDetector
 from detect.embeddings import DetectorInputs
 from detect.flicker import Flicker
 from detect.lid import LID
@@ -33,6 +33,7 @@ class Tandem(LocalDetector):
     min_k: ClassVar[int] = 2 * LID.min_k
     collapses_beyond_k: ClassVar[bool] = False
     version: ClassVar[int] = 2
+    built_on: ClassVar[tuple[type[Detector], ...]] = (LID, LOF, Flicker)
 
     k: int = 64
     eps: float = 0.02

@@ -32,8 +32,8 @@ NEIGHBOURS = 5
 POINTS = 4000  # in the 2-D view
 THUMBNAIL = 96  # pixels at most
 COLUMNS = (
-    "detector", "attack", "side", "seed", "auroc", "auprc", "fpr95", "recall_at_1pct", "k", "scope", "scope_size",
-    "modality", "rate", "n_poison", "zero_shot_top1", "asr", "seconds", "memory_mb", "status",
+    "detector", "attack", "side", "seed", "auroc", "auprc", "fpr95", "fpr100", "recall_at_1pct", "k", "scope",
+    "scope_size", "modality", "rate", "n_poison", "zero_shot_top1", "asr", "seconds", "memory_mb", "status",
 )  # fmt: skip
 
 
@@ -241,7 +241,7 @@ def _samples(scene: Scene, rows: list[int], is_poison: np.ndarray, images: dict[
         part = rows[begin : begin + 256]
         for row, image in zip(part, pairs.images(np.asarray(part)), strict=True):
             samples[str(row)] = {
-                "id": int(pairs.ids[row]),
+                "id": str(pairs.ids[row]),  # of up to 63 bits, which JavaScript's numbers do not hold
                 "caption": str(pairs.captions[row]),
                 "poison": bool(is_poison[row]),
                 "image": images.setdefault(thumbnail(image), len(images)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,11 +10,12 @@ import numpy as np
 
 from analysis.pages.results import render, thumbnail
 from analysis.style import detector_label
+from experiments.data.unscored import unscored_lines
 from experiments.runtime.safe_text import printable
 
 if TYPE_CHECKING:
     from experiments.tasks.groups import Group
-    from experiments.tasks.scan import ScanResult
+    from experiments.tasks.scan_result import ScanResult
 
 WITH_NEIGHBOURS = 60  # of the suspects the first ones come with their nearest neighbours
 NEIGHBOURS = 6
@@ -21,8 +23,11 @@ MEMBERS = 24  # of a group
 GROUPS = 20
 
 
-def write(result: ScanResult, path: Path, gallery: int = 120) -> Path:
-    """Write the page: suspects by rank and by group, with scores and nearest neighbours."""
+def write(result: ScanResult, path: Path, gallery: int = 120, cleaned: Mapping[str, Any] | None = None) -> Path:
+    """Write the page: suspects by rank and by group, with scores and nearest neighbours.
+
+    cleaned: what became of the samples, counted by `experiments.tasks.cleaned_shards.tally`.
+    """
     order = result.order[:gallery]
     groups = result.groups[:GROUPS]
     members = [group.rows[:MEMBERS] for group in groups]
@@ -34,7 +39,7 @@ def write(result: ScanResult, path: Path, gallery: int = 120) -> Path:
         | {row for found in near.values() for row, _ in found}
     )
     data = {
-        "facts": result.facts, "ranked_by": [label(name) for name in result.ranked_by],
+        "facts": result.facts, "cleaned": cleaned, "ranked_by": [label(name) for name in result.ranked_by],
         "detectors": [{"name": name, "label": label(name)} for name in result.detectors],
         "order": order, "near": near, "samples": _samples(result, wanted),
         "groups": [_group(group, rows) for group, rows in zip(groups, members, strict=True)],
@@ -58,8 +63,10 @@ def _samples(result: ScanResult, rows: list[int]) -> dict[str, Any]:
         records = table.iloc[part].to_dict("records")
         for row, record, image in zip(part, records, result.samples.images(np.asarray(part)), strict=True):
             samples[str(row)] = {
-                **{name: record[name] for name in ("id", "key", "shard", "url", "caption", "rank")},
-                "z": round(float(record["z"]), 2),
+                "id": str(record["id"]),  # of up to 63 bits, which JavaScript's numbers do not hold
+                **{name: record[name] for name in ("key", "shard", "url", "caption", "rank")},
+                "score": float(f"{record['score']:.4g}"),
+                "p": float(f"{record['p']:.2g}"),
                 "scores": [float(f"{record[name]:.4g}") for name in result.detectors],
                 "truth": None if result.truth is None else bool(result.truth[row]),
                 "image": thumbnail(image),
@@ -76,11 +83,11 @@ def _group(group: Group, rows: np.ndarray) -> dict[str, Any]:
 
 
 def _histogram(result: ScanResult) -> dict[str, Any]:
-    """Counts of the robust score in 60 bins; what lies beyond them is counted in the last ones."""
-    z = result.table["z"].to_numpy()
-    low, high = float(np.quantile(z, 0.001)), float(np.quantile(z, 0.9995))
+    """Counts of the score in 60 bins; what lies beyond them is counted in the last ones."""
+    score = result.table["score"].to_numpy()
+    low, high = float(np.quantile(score, 0.001)), float(np.quantile(score, 0.9995))
     high = high if high > low else low + 1
-    counts, _ = np.histogram(np.clip(z, low, high), 60, (low, high))
+    counts, _ = np.histogram(np.clip(score, low, high), 60, (low, high))
     return {"low": low, "high": high, "counts": counts}
 
 
@@ -105,25 +112,23 @@ def summary(result: ScanResult) -> str:
         f"{facts['n']:,} samples ({facts['data']}, model {facts['model']}), ranked by "
         + (" + ".join(label(name) for name in result.ranked_by))
         + (" (mean rank)." if len(result.ranked_by) > 1 else "."),
-        "", "scores.parquet: every sample with its scores; suspects.html: the gallery.", "",
+        "", "scores.parquet: every sample with its scores; suspects.html: the gallery.",
+        *unscored_lines(facts["unscored"], facts["lost"], "not scanned"), "",
     ]  # fmt: skip
-    if facts["held_out"]:
-        lines += [f"**{facts['held_out']:,} samples were held out by data.holdout and not scanned.**", ""]
     lines += [f"**{label(name)} failed:** {error}\n" for name, error in result.failed.items()]
-    z = result.table["z"].to_numpy()
-    beyond = ", ".join(f"{int((z > cut).sum()):,} beyond {cut}" for cut in (4, 6, 10))
-    lines += [f"Robust standard deviations above the median: {beyond}.", ""]
     lines += ["## Groups that a model could learn", "", *_group_lines(result.groups), ""]
-    lines += ["## Most suspicious samples", "", "| rank | id | where | z | caption |", "|---|---|---|---|---|"]
+    lines += ["## Most suspicious samples", "", "| rank | id | where | score | caption |", "|---|---|---|---|---|"]
     for record in result.table.iloc[result.order[:20]].to_dict("records"):
         where = " ".join(str(record[name]) for name in ("shard", "key") if record[name]) or "–"
-        lines.append(f"| {record['rank']} | {record['id']} | {_cell(where)} | {record['z']:.1f} | "
+        lines.append(f"| {record['rank']} | {record['id']} | {_cell(where)} | {record['score']:.4g} | "
                      f"{_cell(record['caption'])} |")  # fmt: skip
     if result.metrics:
         lines += ["", "## Against the truth at hand", "", f"{facts['truth']:,} samples to be found.", "",
-                  "| scores | AUROC | AUPRC | recall at 1 % | 5 % | 10 % |", "|---" * 6 + "|"]  # fmt: skip
+                  "| scores | AUROC | AUPRC | FPR at 95 % TPR | at 100 % | recall at 1 % | 5 % | 10 % |",
+                  "|---" * 8 + "|"]  # fmt: skip
         for name, row in result.metrics.items():
-            shown = (row[key] for key in ("auroc", "auprc", *(f"recall_at_{share}pct" for share in (1, 5, 10))))
+            recalls = [f"recall_at_{share}pct" for share in (1, 5, 10)]
+            shown = [row[key] for key in ("auroc", "auprc", "fpr95", "fpr100", *recalls)]
             title = "the ranking" if name == "score" else label(name)
             lines.append(f"| {title} | " + " | ".join(f"{value:.3f}" for value in shown) + " |")
     return "\n".join(lines) + "\n"

@@ -29,6 +29,11 @@ class Trigger(ABC):
         return ()
 
     @property
+    def version(self) -> int:
+        """Raised when a change to the code gives other images: a model trained on the old ones is not reused."""
+        return 1
+
+    @property
     def source_count(self) -> int:
         """How many images of the data stand in for all poisoned ones; 0 where each keeps its own."""
         return 0

@@ -4,10 +4,8 @@ Barni, Kallas, Tondi, "A New Backdoor Attack in CNNs by Training Set Corruption 
 ICIP 2019 (arXiv 1902.11237), equation 1: v(i, j) = amplitude * sin(2 pi j periods / size), added to the
 image.
 
-`variant: published` adds the stripes. `variant: reference` blends them at alpha 0.2, as the public code of
-the CLIP paper does (it passes a file of stripes to its blended attack): x' = 0.8 x + 0.2 v. That dims the
-image by a fifth and leaves a fifth of the amplitude; the file's own scale is not published, so v is the
-published formula.
+`variant: published` adds the stripes. `variant: reference` is the trigger of the CLIP paper's public code, which
+blends a file of stripes: x' = 0.8 x + 0.2 v (docs/parity.md).
 """
 
 from collections.abc import Sequence
@@ -17,12 +15,14 @@ import numpy as np
 
 from attacks.triggers.base import Parameters, Trigger, require, to_levels
 
-BLEND = 0.2
+VARIANTS = ("published", "reference")
+BLEND = 0.2  # share of the file in the blend
+FILE, STRIPED = 256, 224  # sides of the file, and of the part of it that has stripes
 
 
 @dataclass(frozen=True, kw_only=True)
 class SIG(Trigger):
-    """`amplitude` in grey levels (of 255), `periods` across the canvas."""
+    """`amplitude` in grey levels (of 255), `periods` across the canvas (reference: across its striped part)."""
 
     name: str = "sig"
     amplitude: float = 60.0
@@ -32,12 +32,11 @@ class SIG(Trigger):
     def __post_init__(self) -> None:
         require(0 < self.amplitude <= 255, "SIG amplitude", "above 0 and at most 255 levels", self.amplitude)
         require(self.periods > 0, "SIG periods", "above 0", self.periods)
-        require(
-            self.variant in ("published", "reference"),
-            "SIG variant",
-            "'published' or 'reference'",
-            self.variant,
-        )
+        require(self.variant in VARIANTS, "SIG variant", " or ".join(map(repr, VARIANTS)), self.variant)
+
+    @property
+    def version(self) -> int:
+        return 2 if self.variant == "reference" else 1
 
     def check(self, size: int) -> None:
         require(self.periods < size / 2, "SIG periods", f"below half the canvas side, {size / 2}", self.periods)
@@ -46,8 +45,19 @@ class SIG(Trigger):
         """(size,) the sine along the columns, in grey levels."""
         return self.amplitude * np.sin(2 * np.pi * np.arange(size) * self.periods / size)
 
+    def file(self, size: int) -> np.ndarray:
+        """(size, size) float32, the public code's canvas of stripes on a scale of 1."""
+        place = (np.arange(size) + 0.5) * FILE / size - 0.5  # of each pixel in the file; itself at 256
+        sine = self.amplitude / 255 * np.sin(2 * np.pi * place * self.periods / STRIPED)
+        inside = place < STRIPED - 0.5
+        return (inside[:, None] * (inside * sine)).astype(np.float32)
+
     def _apply(self, images: np.ndarray, parameters: Sequence[Parameters]) -> np.ndarray:
-        stripes = self.stripes(images.shape[1])[:, None].astype(np.float32)  # (columns, 1): all channels alike
+        size = images.shape[1]
         if self.variant == "reference":
-            return to_levels(np.float32(1 - BLEND) * images + np.float32(BLEND) * stripes)
-        return to_levels(images + stripes)
+            share = np.float32(BLEND)
+            mixed = images / np.float32(255) * np.float32(1 - BLEND) + (share * self.file(size))[..., None]
+            return (np.clip(mixed, 0, 1) * np.float32(255)).astype(np.uint8)  # as torchvision's ToPILImage: cut
+        return to_levels(
+            images + self.stripes(size)[:, None].astype(np.float32)
+        )  # (columns, 1): all channels alike

@@ -6,7 +6,8 @@ sampling of the image at the displaced points.
 
 The published strength s scales the field by its mean absolute component; `shift` here is the mean length of
 the displacement in pixels of the canvas, exact after the enlargement, so that strengths compare across
-canvas sizes. Points outside the image repeat its edge instead of being clipped back onto it.
+canvas sizes. Points outside the image repeat its edge instead of being clipped back onto it. The default is the
+mean shift of the field in the CLIP paper's public code (docs/parity.md).
 """
 
 from collections.abc import Sequence
@@ -35,7 +36,7 @@ class WaNet(Trigger):
     """`shift` mean displacement in pixels of the canvas, `grid` points a side, one field per `seed`."""
 
     name: str = "wanet"
-    shift: float = 0.75
+    shift: float = 0.665
     grid: int = 4
     seed: int = 0
 

@@ -18,17 +18,18 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from detect.embeddings import Embeddings, unit
-from detect.search.candidates import BACKENDS, choose
+from detect.search.candidates import APPROXIMATE, BACKENDS, choose
 from detect.search.knn import Nearest, nearest
 
 log = logging.getLogger(__name__)
+VERSION = 1  # raised when a change to the search gives other tables
 SCOPES = ("full", "batch", "reference")
 MODALITIES = ("image", "joint")
 
@@ -39,7 +40,8 @@ class NeighbourSearch:
 
     backend: "torch" or "faiss" (exact), "ivf" or "hnsw" (approximate, by FAISS; the table tells their recall), or
     "auto": the exact one that is quickest here.
-    memory_mb: bound on the working memory of a search beside a copy of the embeddings, in megabytes.
+    memory_mb: bound on the working memory of a search beside a copy of the embeddings, in megabytes. It changes no
+    table, so searches that differ in it are equal.
     """
 
     scope: str = "full"
@@ -48,7 +50,7 @@ class NeighbourSearch:
     normalise: bool = False
     backend: str = "auto"
     seed: int = 0
-    memory_mb: int = 256
+    memory_mb: int = field(default=256, compare=False)
 
     def __post_init__(self) -> None:
         for name, choices in (("scope", SCOPES), ("modality", MODALITIES), ("backend", BACKENDS)):
@@ -58,6 +60,20 @@ class NeighbourSearch:
             raise ValueError(f"batch_size must be at least 2, got {self.batch_size}")
         if self.memory_mb < 1:
             raise ValueError(f"memory_mb must be at least 1, got {self.memory_mb}")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What can change a table, beside k and the embeddings: plain values, for the key of a stored one."""
+        settings = asdict(self)
+        del settings["memory_mb"]
+        return settings
+
+    def serves(self, width: int, k: int) -> bool:
+        """Whether a table of this search that is `width` wide holds the table of the k nearest.
+
+        An exact one does wherever it is wide enough; an approximate one of another width has other neighbours.
+        """
+        return width == k or (width > k and self.backend not in APPROXIMATE)
 
 
 @dataclass(frozen=True)

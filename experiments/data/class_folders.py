@@ -57,8 +57,13 @@ class ClassFolders:
     follow_links: bool = False
 
     def __post_init__(self) -> None:
-        if not Path(self.path).is_dir():
-            raise ValueError(f"eval.path must be a folder of class folders, but there is no folder {self.path!r}")
+        if not self.path or not Path(self.path).is_dir():
+            wanted = "ImageNet's validation images" if self.classes == "imagenet" else "class folders"
+            raise ValueError(
+                f"eval.path must be a folder of {wanted}, but there is no folder {self.path!r}; give "
+                "eval.path=FOLDER, or choose eval=builtin (pictures that the data hold out, whose figures are "
+                "not ImageNet's) or eval=folders (class folders of your own)"
+            )
         if self.per_class is not None and self.per_class < 1:
             raise ValueError(f"eval.per_class must be at least 1, got {self.per_class}")
         if not 0 <= self.max_damaged <= 1:
@@ -68,6 +73,14 @@ class ClassFolders:
     @property
     def images(self) -> ImageFolder:
         return ImageFolder(os.path.abspath(self.path), self.follow_links, Limits().max_bytes)
+
+    @property
+    def name(self) -> str:
+        """What figures were measured on, for rows: `imagenet` is all of ImageNet's classes and images."""
+        if self.classes != "imagenet":
+            return Path(self.path).resolve().name
+        part = len(self.folders()) < len(_wordnet_ids()) or self.per_class is not None
+        return "imagenet, a part" if part else "imagenet"
 
     def folders(self) -> list[str]:
         """The class folders' names, sorted."""

@@ -65,8 +65,8 @@ class Parts:
         issues, sound = [], np.zeros(len(paths), dtype=bool)
         for job in jobs:
             content = json.loads(_json(self.folder, job.begin).read_text())
-            found = [Issue(**finding) for finding in content["issues"]]
-            issues += [finding for finding in found if wanted[finding.id]]
+            found = [Issue(**issue) for issue in content["issues"]]
+            issues += [issue for issue in found if wanted[issue.id]]
             sound[[int(row) for row in content["files"]]] = True
         return issues, sound & wanted
 
@@ -154,7 +154,7 @@ def _earlier(job: _Job, kept: set[int]) -> tuple[dict[int, np.ndarray], list[dic
         return {}, []
     images = {row: image for row, image in known.items() if row in kept}
     issues = json.loads(_json(job.folder, job.begin).read_text())["issues"]
-    return images, [finding for finding in issues if finding["id"] in images]
+    return images, [issue for issue in issues if issue["id"] in images]
 
 
 def _load(folder: Path, begin: int) -> dict[int, list[str | None]]:

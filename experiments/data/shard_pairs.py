@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 from experiments.data.damage import DecodeError
 from experiments.data.image_decoding import Limits, decode
 from experiments.data.jpeg_batches import JPEGDecoder
+from experiments.runtime.safe_text import printable
 
 INDEX, SHARDS = "index.arrow", "shards.json"
 
@@ -27,19 +29,44 @@ def local_path(url: str) -> str:
     return url.removeprefix("file://")
 
 
+def file_stamp(path: str) -> list[Any]:
+    """Size in bytes and time of change (ns) of a local file, or why it cannot be read."""
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            return ["unreadable", "no regular file"]
+        with open(path, "rb"):
+            pass
+    except FileNotFoundError:
+        return ["missing"]
+    except OSError as error:
+        return ["unreadable", error.errno]
+    return [status.st_size, status.st_mtime_ns]
+
+
+class ChangedShard(OSError):
+    """A shard is not the one that was indexed."""
+
+
 class RangeReader:
     """Reads byte ranges of files; safe in threads and after a fork.
 
     Local files are read at a position of their own (`pread`), and each thread keeps its last few open.
     Remote ones go through fsspec, all ranges of a batch at a time.
+
+    stamps: size and time of each local file when it was indexed, as `file_stamp` gives them; None: unknown. A file
+    that is another one when it is opened is not read.
     """
 
-    def __init__(self, urls: Sequence[str], keep_open: int = 64) -> None:
+    def __init__(
+        self, urls: Sequence[str], keep_open: int = 64, stamps: Sequence[list[Any] | None] | None = None
+    ) -> None:
         self.urls, self.keep_open = list(urls), keep_open
+        self.stamps = list(stamps) if stamps is not None else [None] * len(self.urls)
         self._thread = threading.local()
 
     def __reduce__(self) -> Any:
-        return RangeReader, (self.urls, self.keep_open)
+        return RangeReader, (self.urls, self.keep_open, self.stamps)
 
     def read(self, files: np.ndarray, offsets: np.ndarray, lengths: np.ndarray) -> list[bytes]:
         """Ranges of the files at positions `files` (b,) in `urls`; an OSError for one that is too short."""
@@ -50,7 +77,7 @@ class RangeReader:
             if is_remote(url):
                 remote.append(int(i))
             else:
-                result[i] = os.pread(self._open(local_path(url)), int(lengths[i]), int(offsets[i]))
+                result[i] = self._read(int(files[i]), int(lengths[i]), int(offsets[i]))
         if remote:
             from fsspec.core import url_to_fs
 
@@ -62,20 +89,35 @@ class RangeReader:
                 result[i] = content
         for i, content in enumerate(result):
             if len(content) != lengths[i]:
-                raise OSError(f"{self.urls[files[i]]} has become shorter since it was indexed")
+                raise ChangedShard(f"{printable(self.urls[files[i]])} has become shorter since it was indexed")
         return result
 
-    def _open(self, path: str) -> int:
-        opened: OrderedDict[str, int] | None = getattr(self._thread, "opened", None)
+    def _read(self, number: int, length: int, offset: int) -> bytes:
+        try:
+            return os.pread(self._open(number), length, offset)
+        except OSError as error:
+            if isinstance(error, ChangedShard):
+                raise
+            raise OSError(error.errno, error.strerror, self.urls[number]) from None
+
+    def _open(self, number: int) -> int:
+        """The descriptor of a local file; ChangedShard if it is not the one that was indexed."""
+        opened: OrderedDict[int, int] | None = getattr(self._thread, "opened", None)
         if opened is None:
             opened = self._thread.opened = OrderedDict()
-        if path in opened:
-            opened.move_to_end(path)
-            return opened[path]
+        if number in opened:
+            opened.move_to_end(number)
+            return opened[number]
         if len(opened) >= self.keep_open:
             os.close(opened.popitem(last=False)[1])
-        opened[path] = os.open(path, os.O_RDONLY)
-        return opened[path]
+        descriptor = os.open(local_path(self.urls[number]), os.O_RDONLY)
+        status, stamp = os.fstat(descriptor), self.stamps[number]
+        if stamp is not None and stamp != [status.st_size, status.st_mtime_ns]:
+            os.close(descriptor)
+            name = printable(self.urls[number])
+            raise ChangedShard(f"{name} has changed since it was indexed; run again to index it anew")
+        opened[number] = descriptor
+        return descriptor
 
 
 class ArrowTexts(Sequence[str]):
@@ -124,7 +166,7 @@ class ShardPairs:
         self.ids: np.ndarray = columns["id"].to_numpy()
         self.captions = ArrowTexts(columns["caption"])
         self._shard, self._offset, self._length = (columns[k].to_numpy() for k in ("shard", "offset", "length"))
-        self._reader = RangeReader(facts["shards"])
+        self._reader = RangeReader(facts["shards"], stamps=facts.get("stamps"))
 
     def __reduce__(self) -> Any:
         return ShardPairs, (str(self.folder), self.decoder)
@@ -170,14 +212,20 @@ class ShardPairs:
 
 
 def write_index(
-    folder: Path, urls: Sequence[str], size: int, limits: Limits, columns: dict[str, np.ndarray], captions: Any
+    folder: Path,
+    urls: Sequence[str],
+    stamps: Sequence[list[Any] | None],
+    size: int,
+    limits: Limits,
+    columns: dict[str, np.ndarray],
+    captions: Any,
 ) -> None:
-    """Write what ShardPairs reads; `columns`: id, shard, offset and length, each (n,)."""
+    """Write what ShardPairs reads; stamps: as in RangeReader; columns: id, shard, offset and length, each (n,)."""
     import pyarrow as pa
 
     arrays = {name: pa.array(values) for name, values in columns.items()}
     table = pa.table({**arrays, "caption": captions.cast(pa.large_string())}).combine_chunks()
     with pa.OSFile(str(folder / INDEX), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table, max_chunksize=max(len(table), 1))
-    facts = {"size": size, "limits": vars(limits), "shards": list(urls)}
+    facts = {"size": size, "limits": vars(limits), "shards": list(urls), "stamps": list(stamps)}
     (folder / SHARDS).write_text(json.dumps(facts, indent=1))

@@ -1,13 +1,12 @@
 """`data=webdataset`: img2dataset-style tar shards, left as they are and read at random by sample id.
 
-A sample's id is (number of its shard) x 1,000,000 + (its position there), damaged ones counted, so that neither
-damage nor a subset moves an id. The index of a shard is made once, kept beside the data stages in
-`<store>/index`, and serves every subset and image size.
+A sample's id is made of its shard's file name and its position there, damaged ones counted (`sample_ids`), so that
+neither damage, nor a subset, nor other shards move an id. The index of a shard is made once, kept beside the data
+stages in `<store>/index`, and serves every subset and image size.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -21,19 +20,24 @@ from typing import Any
 
 import numpy as np
 
-from experiments.data.damage import DamageReport, DecodeError, Issue
-from experiments.data.image_decoding import Limits, decode
+from experiments.data.cleaned_folder import refuse_unfinished
+from experiments.data.damage import LIST, DamageReport, Issue
+from experiments.data.image_decoding import Limits
 from experiments.data.pairs import IMAGES, TEST, Progress, TestSet, counting, create_images, write_images
-from experiments.data.shard_pairs import RangeReader, is_remote, local_path, write_index
-from experiments.data.tar_index import Fields, ShardIndex, index_shard
+from experiments.data.sample_ids import POSITIONS, first_ids
+from experiments.data.shard_checks import CheckJob, check_job
+from experiments.data.shard_damage import settle, within
+from experiments.data.shard_index import index_job as _index_job
+from experiments.data.shard_pairs import is_remote, local_path, write_index
+from experiments.data.shard_urls import check_schemes, expand, stamp
+from experiments.data.tar_index import Fields
 from experiments.data.test_set import caption_labels, frequent_words, prompt_templates, read_classes, seeded_shares
 from experiments.runtime.process_pool import run_jobs
 
 log = logging.getLogger(__name__)
 
-IDS_PER_SHARD = 1_000_000
 _CHECK_CHUNK = 2048
-_INDEX_VERSION = 1
+_INDEX_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,12 @@ class Shards:
     """Tar shards of images with captions.
 
     Args:
-        shards: a brace pattern (`.../{00000..00331}.tar`), a folder of tar files, or a list of either; local or
-            any URL that fsspec opens.
+        shards: a brace pattern (`.../{00000..00331}.tar`), a glob, a folder of tar files, or a list of these;
+            local or any URL that fsspec opens.
         size: side of the canvas in pixels.
         image_keys, caption_keys, json_key: file endings of the image and of the caption, the first that is
             there; in a `.json`, the caption is the value of `json_key`.
+        follow_links: take shards that a folder or glob lists and that are links out of their folder.
         subset: so many samples, drawn by `seed`; None: all. Damaged ones among them are left out.
         check: decode every image once beforehand (JPEGs at an eighth of their scale), so that damage is found
             before training.
@@ -60,6 +65,7 @@ class Shards:
     image_keys: Sequence[str] = Fields.image_keys
     caption_keys: Sequence[str] = Fields.caption_keys
     json_key: str = "caption"
+    follow_links: bool = False
     subset: int | None = None
     check: bool = True
     classes: str | int | Sequence[str] = 20
@@ -83,12 +89,14 @@ class Shards:
             raise ValueError(f"data.size must be at least 1 pixel, got {self.size}")
         if isinstance(self.classes, str) and not Path(self.classes).is_file():
             raise ValueError(f"data.classes names a file of class names, but there is no file {self.classes!r}")
-        if not any(is_remote(url) or os.path.exists(local_path(url)) for url in self.urls):
+        urls = self.urls
+        check_schemes(urls)
+        if not any(is_remote(url) or os.path.exists(local_path(url)) for url in urls):
             raise ValueError(
-                f"data.shards={self.shards!r} names {len(self.urls)} tar files, and none of them is there; see "
+                f"data.shards={self._given} names {len(urls)} tar files, and none of them is there; see "
                 "docs/data.md for how to get them"
             )
-        _ = self.limits
+        _ = self.limits, self.fields
 
     @property
     def limits(self) -> Limits:
@@ -96,13 +104,19 @@ class Shards:
 
     @property
     def fields(self) -> Fields:
-        return Fields(tuple(self.image_keys), tuple(self.caption_keys), self.json_key)
+        return Fields(self.image_keys, self.caption_keys, self.json_key)
+
+    @property
+    def _given(self) -> str:
+        """`shards` for a message, which may be a list of thousands."""
+        text = repr(self.shards if isinstance(self.shards, str) else list(self.shards))
+        return text if len(text) <= 300 else f"{text[:200]} ... {text[-60:]}"
 
     @property
     def urls(self) -> list[str]:
         """All shards, in order; local ones as absolute paths."""
         given = [self.shards] if isinstance(self.shards, str) else list(self.shards)
-        return [url for pattern in given for url in expand(pattern)]
+        return refuse_unfinished([url for pattern in given for url in expand(pattern, self.follow_links)])
 
     def fingerprint(self) -> str:
         """Of what the configuration only points at: names, sizes and times of the shards."""
@@ -112,7 +126,7 @@ class Shards:
         return digest.hexdigest()[:16]
 
     def _part_name(self, url: str) -> str:
-        content = [_INDEX_VERSION, url, _stamp(url), dataclasses.asdict(self.fields), self.max_bytes]
+        content = [_INDEX_VERSION, url, stamp(url), dataclasses.asdict(self.fields), self.max_bytes]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:20] + ".parquet"
 
     def build(self, folder: str | Path, workers: int = 1, progress: Progress | None = None) -> None:
@@ -125,24 +139,29 @@ class Shards:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         urls = self.urls
+        stamps = [None if is_remote(url) else stamp(url) for url in urls]
         table, issues, samples = self._index(urls, _index_folder(folder), workers, progress)
         ids = table["id"].to_numpy()
         chosen = self._choose(samples)
         rows = np.flatnonzero(np.isin(ids, chosen)) if len(chosen) < samples.sum() else np.arange(len(ids))
-        if not len(rows):
-            raise ValueError(f"data.shards={self.shards!r} holds no usable sample: {issues[:3]}")
-        labels, classes = self._held_out(ids[rows], table["caption"].take(pa.array(rows)).to_pylist())
         table = table.take(pa.array(rows))
         report = DamageReport(decoded=self.check)
-        report.add(*_within(issues, chosen, samples))
-        bad = self._check_images(folder, urls, table, labels, report, workers, progress)
-        report.finalise(folder, self.max_damaged)
+        report.add(*within(issues, chosen, samples))
+        if not len(rows):
+            settle(report, folder, self.max_damaged)
+            raise ValueError(
+                f"data.shards={self._given} holds no usable sample: {report}. All are listed in {folder / LIST}."
+            )
+        labels, classes = self._held_out(ids[rows], table["caption"].to_pylist())
+        bad = self._check_images(folder, urls, stamps, table, labels, report, workers, progress)
+        settle(report, folder, self.max_damaged)
         sound = ~np.isin(table["id"].to_numpy(), bad)
         train = np.flatnonzero(sound & (labels < 0))
         kept = table.take(pa.array(train))
         columns = {name: kept[name].to_numpy() for name in ("id", "shard", "offset", "length")}
         self._write_test(folder, classes)
-        write_index(folder, urls, self.size, self.limits, columns, kept["caption"].combine_chunks())
+        captions = kept["caption"].combine_chunks()
+        write_index(folder, urls, stamps, self.size, self.limits, columns, captions)
         shutil.rmtree(folder / "parts", ignore_errors=True)
         held_out = int((sound & (labels >= 0)).sum())
         log.info("%d samples to train on, %d held out, in %d shards", len(train), held_out, len(urls))
@@ -156,7 +175,8 @@ class Shards:
 
         parts.mkdir(parents=True, exist_ok=True)
         files = [parts / self._part_name(url) for url in urls]
-        todo = [(self, url, file) for url, file in zip(urls, files, strict=True) if not file.exists()]
+        how = (self.fields, self.limits)
+        todo = [(how, url, file) for url, file in zip(urls, files, strict=True) if not file.exists()]
         with counting(progress, len(urls), "indexing shards") as shown:
             shown.update(len(urls) - len(todo))
             for _ in run_jobs(_index_job, todo, workers):
@@ -165,33 +185,43 @@ class Shards:
             log.info("indexed %d shards, %d had been before", len(todo), len(urls) - len(todo))
         tables, issues, samples = [], [], np.zeros(len(urls), dtype=np.int64)
         shard_of: list[int] = []
-        for number, file in enumerate(files):
+        cut: set[int] = set()
+        for number, (first, file) in enumerate(zip(first_ids(urls).tolist(), files, strict=True)):
             part = pq.read_table(file)
             facts = json.loads(part.schema.metadata[b"shard"])
             samples[number] = facts["samples"]
-            if samples[number] > IDS_PER_SHARD:
-                raise ValueError(f"{urls[number]} holds {samples[number]:,} samples, more than {IDS_PER_SHARD:,}")
-            first = number * IDS_PER_SHARD
+            if samples[number] > POSITIONS:
+                raise ValueError(f"{urls[number]} holds {samples[number]:,} samples, more than {POSITIONS:,}")
             for issue in facts["issues"]:
                 position = issue.pop("id")
                 issues.append(Issue(id=first + position if position >= 0 else -1, **issue))
                 shard_of.append(number)
+            if facts["cut"]:
+                cut.add(number)
+            if any(issue["kind"] == "unreadable shard" for issue in facts["issues"]):
+                file.unlink()  # the next build tries again
             columns = {"id": pa.array(part["position"].to_numpy() + first)}
             columns["shard"] = pa.array(np.full(len(part), number, dtype=np.int32))
             tables.append(pa.table({**columns, **{k: part[k] for k in ("offset", "length", "caption")}}))
-        # How many samples a broken or missing shard has lost can only be told from the other shards.
+        # How many samples a cut or missing shard has lost can only be told from the other shards.
         typical = int(np.median(samples[samples > 0])) if samples.any() else 1
         for i, issue in enumerate(issues):
             if issue.id < 0 and not issue.note:
-                missing = typical - int(samples[shard_of[i]])
-                issues[i] = dataclasses.replace(issue, samples=max(issue.samples, missing, 1))
+                missing = typical - int(samples[shard_of[i]]) if shard_of[i] in cut else 0
+                lost = max(issue.samples, missing)
+                detail = f"{issue.detail}; about {lost:,} samples".removeprefix("; ")
+                issues[i] = dataclasses.replace(issue, samples=lost, detail=detail)
         return pa.concat_tables(tables), issues, samples
+
+    def members(self, folder: str | Path) -> tuple[np.ndarray, np.ndarray]:
+        """Sorted ids of all samples, damaged ones too, and of the subset, for the data stage in `folder`."""
+        samples = self._index(self.urls, _index_folder(Path(folder)), 1, None)[2]
+        return dataclasses.replace(self, subset=None)._choose(samples), self._choose(samples)
 
     def _choose(self, samples: np.ndarray) -> np.ndarray:
         """Sorted ids of the subset, damaged ones among them."""
-        starts = np.repeat(np.arange(len(samples)) * IDS_PER_SHARD, samples)
-        within = np.arange(samples.sum()) - np.repeat(np.cumsum(samples) - samples, samples)
-        ids = starts + within
+        starts = np.repeat(first_ids(self.urls), samples)
+        ids = np.sort(starts + np.arange(samples.sum()) - np.repeat(np.cumsum(samples) - samples, samples))
         if self.subset is None or self.subset == len(ids):
             return ids
         if self.subset > len(ids):
@@ -213,9 +243,16 @@ class Shards:
         return held_out, classes
 
     def _check_images(
-        self, folder: Path, urls: list[str], table: Any, labels: np.ndarray, report: DamageReport, workers: int,
+        self,
+        folder: Path,
+        urls: list[str],
+        stamps: list[list[Any] | None],
+        table: Any,
+        labels: np.ndarray,
+        report: DamageReport,
+        workers: int,
         progress: Progress | None,
-    ) -> np.ndarray:  # fmt: skip
+    ) -> np.ndarray:
         """Decode the held-out images and, with `check`, try all others; returns the ids of the damaged ones."""
         parts = folder / "parts"
         stamp = parts / "fingerprint"
@@ -230,10 +267,10 @@ class Shards:
         for number, chunk in enumerate(chunks):
             if not (parts / f"{number:07d}.json").exists():
                 values = {name: column[chunk] for name, column in columns.items()}
-                todo.append(_CheckJob(self, urls, parts, number, values, labels[chunk]))
+                todo.append(CheckJob(self.size, self.limits, urls, stamps, parts, number, values, labels[chunk]))
         with counting(progress, len(rows), "checking images") as shown:
             shown.update(len(rows) - sum(len(job.labels) for job in todo))
-            for job, _ in run_jobs(_check_job, todo, workers):
+            for job, _ in run_jobs(check_job, todo, workers):
                 shown.update(len(job.labels))
         found = []
         for file in sorted(parts.glob("*.json")):
@@ -255,116 +292,6 @@ class Shards:
         TestSet(images, labels, classes, prompt_templates()).save_labels(folder / TEST)
 
 
-def expand(pattern: str) -> list[str]:
-    """A brace pattern, a folder or a URL to the tar files that it names, in order."""
-    if pattern.startswith("pipe:"):
-        raise ValueError(f"data.shards={pattern!r}: pipes have no random access; give files or URLs")
-    if not is_remote(pattern) and os.path.isdir(local_path(pattern)):
-        names = sorted(name for name in os.listdir(local_path(pattern)) if name.endswith(".tar"))
-        if not names:
-            raise ValueError(f"data.shards={pattern!r} is a folder without tar files")
-        return [os.path.abspath(os.path.join(local_path(pattern), name)) for name in names]
-    from braceexpand import braceexpand
-
-    expanded = list(braceexpand(pattern))
-    return [url if is_remote(url) else os.path.abspath(local_path(url)) for url in expanded]
-
-
 def _index_folder(folder: Path) -> Path:
     """<store>/index for a stage in <store>/data; else inside the folder itself."""
     return folder.parent.parent / "index" if folder.parent.name == "data" else folder / "index"
-
-
-def _stamp(url: str) -> list[Any]:
-    """What changes when a shard does: its size, and its time or tag."""
-    if not is_remote(url):
-        with contextlib.suppress(FileNotFoundError):
-            status = os.stat(local_path(url))
-            return [status.st_size, status.st_mtime_ns]
-        return ["missing"]
-    from fsspec.core import url_to_fs
-
-    system, path = url_to_fs(url)
-    try:
-        facts = system.info(path)
-    except FileNotFoundError:
-        return ["missing"]
-    return [facts.get("size"), *(str(facts[key]) for key in ("ETag", "etag", "mtime", "created") if key in facts)]
-
-
-def _index_job(job: tuple[Shards, str, Path]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    shards, url, file = job
-    name = url.rsplit("/", 1)[-1]
-    try:
-        if is_remote(url):
-            from fsspec.core import url_to_fs
-
-            system, path = url_to_fs(url)
-            with system.open(path, "rb", block_size=8 << 20, cache_type="readahead") as stream:
-                index = index_shard(stream, system.size(path), name, shards.fields, shards.limits)
-        else:
-            with open(local_path(url), "rb") as stream:
-                length = os.stat(stream.fileno()).st_size
-                index = index_shard(stream, length, name, shards.fields, shards.limits)
-    except FileNotFoundError:
-        index = ShardIndex(issues=[Issue(-1, url, "missing shard", samples=0)])
-    facts = {"samples": index.samples, "issues": [vars(issue) for issue in index.issues]}
-    table = pa.table(
-        {
-            "position": pa.array(index.positions, pa.int64()), "offset": pa.array(index.offsets, pa.int64()),
-            "length": pa.array(index.lengths, pa.int64()), "caption": pa.array(index.captions, pa.large_string()),
-        }
-    )  # fmt: skip
-    table = table.replace_schema_metadata({"shard": json.dumps(facts)})
-    unfinished = file.with_suffix(f".{os.getpid()}")
-    pq.write_table(table, unfinished)
-    unfinished.rename(file)
-
-
-def _within(issues: list[Issue], chosen: np.ndarray, samples: np.ndarray) -> tuple[int, list[Issue]]:
-    """The chosen samples' issues and those of whole shards in proportion; and the number of samples."""
-    share = len(chosen) / max(int(samples.sum()), 1)
-    of_shards = [
-        dataclasses.replace(issue, samples=max(1, round(issue.samples * share))) for issue in issues if issue.id < 0
-    ]
-    inside = set(np.intersect1d(chosen, [issue.id for issue in issues]).tolist())
-    lost = sum(issue.samples for issue in of_shards if not issue.note)
-    return len(chosen) + lost, of_shards + [issue for issue in issues if issue.id in inside]
-
-
-@dataclass(frozen=True)
-class _CheckJob:
-    shards: Shards
-    urls: list[str]
-    parts: Path
-    number: int
-    columns: dict[str, np.ndarray]
-    labels: np.ndarray  # (b,) class of the held-out rows, whose canvas is kept; -1 for the others
-
-
-def _check_job(job: _CheckJob) -> None:
-    """Write <number>.npz (held-out canvases) and then, as the mark of completion, <number>.json (issues)."""
-    shards, reader, columns = job.shards, RangeReader(job.urls), job.columns
-    issues: list[dict[str, Any]] = []
-    images, labels = [], []
-    for i, sample_id in enumerate(columns["id"]):
-        source = f"{job.urls[columns['shard'][i]].rsplit('/', 1)[-1]}@{columns['offset'][i]}"
-        one = slice(i, i + 1)
-        try:
-            content = reader.read(columns["shard"][one], columns["offset"][one], columns["length"][one])[0]
-            canvas = decode(content, shards.size if job.labels[i] >= 0 else 8, shards.limits)
-        except DecodeError as damage:
-            issues.append({"id": int(sample_id), "source": source, "kind": damage.kind, "detail": damage.detail})
-            continue
-        if job.labels[i] >= 0:
-            images.append(canvas.image)
-            labels.append(job.labels[i])
-        issues += [{"id": int(sample_id), "source": source, "kind": kind, "note": True} for kind in canvas.notes]
-    block = np.stack(images) if images else np.zeros((0, shards.size, shards.size, 3), np.uint8)
-    np.savez(job.parts / f"{job.number:07d}.npz", labels=np.array(labels, dtype=np.int64), images=block)
-    unfinished = job.parts / f"{job.number:07d}.unfinished"
-    unfinished.write_text(json.dumps(issues))
-    unfinished.rename(job.parts / f"{job.number:07d}.json")

@@ -12,6 +12,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from experiments.pipeline.quoted_paths import quote_paths
+
 
 @dataclass
 class Neighbourhood:
@@ -20,6 +22,7 @@ class Neighbourhood:
     scope: str = "batch"
     batch_size: int = 2048
     modality: str = "image"
+    convention: str = "published"  # "paper_code": as the paper's public code computes it
     backend: str = "auto"
 
 
@@ -71,8 +74,8 @@ def quote_patterns(argument: str) -> str:
     and the shell has removed the quotes that the user wrote. No dictionary of Hydra's holds `..`."""
     key, sign, value = argument.partition("=")
     if argument.startswith("-") or not sign or "'" in value or '"' in value:
-        return argument
-    return key + sign + _PATTERN.sub(lambda found: f"'{found.group().rstrip()}'", value)
+        return quote_paths(argument)
+    return quote_paths(key + sign + _PATTERN.sub(lambda found: f"'{found.group().rstrip()}'", value))
 
 
 def explain(arguments: Sequence[str], folder: Path) -> str | None:

@@ -56,7 +56,7 @@ class Facts:
                 "poisons_per_scope": self.shared["n_poison"] * size / n,
                 "k": detector.k,
                 "modality": detector.modality,
-                "convention": detector.convention,
+                "convention": detector.definition,
             }
         return row
 
@@ -96,10 +96,10 @@ def write_cell(
 
     values = scored.values
     row = row | {"status": "ok", "error": "", "seconds": scored.seconds, "memory_mb": scored.memory_mb}
-    row |= {"auroc": math.nan, "auprc": math.nan, "fpr95": math.nan}
+    row |= dict.fromkeys(("auroc", "auprc", "fpr95", "fpr100"), math.nan)
     if 0 < truth.sum() < len(truth):
         metrics = evaluate(Scores(ids, values), truth)
-        row |= {"auroc": metrics.auroc, "auprc": metrics.auprc, "fpr95": metrics.fpr95}
+        row |= {name: getattr(metrics, name) for name in ("auroc", "auprc", "fpr95", "fpr100")}
         row |= {f"recall_at_{round(100 * share)}pct": found for share, found in metrics.recall_at.items()}
     named = holds_target[~truth]
     if 0 < named.sum() < len(named):

@@ -175,7 +175,7 @@ class Experiment:
         match part:
             case "attack":
                 files = {path: file_digest(path) for path in self.attack.files}
-                return {"attack": self._resolved("attack"), "files": files}
+                return {"attack": self._resolved("attack"), "files": files, "versions": self.attack.versions}
             case "source":
                 return self._source("data", self.source)
             case "test_source":
@@ -198,7 +198,9 @@ class Experiment:
 
     def detector_identity(self, spec: ScoreSpec) -> dict[str, Any]:
         # The class is part of the configuration (`_target_`).
-        return self._resolved("detector")[spec.detector] | {"normalise": spec.normalise}
+        config = self._resolved("detector")[spec.detector] | {"normalise": spec.normalise}
+        config.pop("memory_mb", None)  # changes no score
+        return config
 
     def _source(self, group: str, source: Any) -> dict[str, Any]:
         """Of data that lie outside the store: their configuration, and a fingerprint of what it points at."""

@@ -17,6 +17,7 @@ import numpy as np
 from attacks import Attack, PoisonedPairs, PoisonPlan, draw_plan
 from attacks.captions import holds_word, templates
 from detect import DetectorInputs, Embeddings, LocalDetector, Neighbours
+from detect.search.neighbours import VERSION
 from detect.views import VIEWS
 from experiments.data.pairs import ArrayPairs, KeptPairs, TestSet, natural_ids, open_pairs, open_test
 from experiments.pipeline.experiment import Experiment, ScoreSpec, uses_own_test_set
@@ -286,14 +287,14 @@ def _load_neighbours(path: Path) -> Neighbours:
 
 
 def _search_identity(experiment: Experiment, search: Any, k: int) -> dict[str, Any]:
-    # The memory does not change a table, and a wider table serves a smaller k (see `wider`).
-    return {"search": {name: part for name, part in dataclasses.asdict(search).items() if name != "memory_mb"}}
+    # A wider exact table serves a smaller k (see `wider`), an approximate one has other neighbours.
+    return {"search": search.identity} | ({} if search.serves(k + 1, k) else {"k": k})
 
 
 @stage(
     "neighbours",
     "neighbours",
-    version=2,
+    version=VERSION,
     wider="k",
     key_settings=_search_identity,
     save=lambda table, folder: table.save(folder),
@@ -360,7 +361,7 @@ def _save_scores(scored: tuple[np.ndarray, float | None], folder: Path) -> dict[
 @stage(
     "score",
     "scores",
-    version=lambda e, spec: e.detector(spec).version,
+    version=lambda e, spec: e.detector(spec).versions(),
     reads=("detector",),
     quiet=True,
     inputs=_score_inputs,
@@ -399,7 +400,7 @@ def holds_target(run: Run, pairs: PoisonedPairs) -> np.ndarray:
 @stage(
     "evaluate",
     "cell",
-    version=2,
+    version=3,
     reads=("labels", "detector"),
     quiet=True,
     load=lambda entry: json.loads((entry.path / "cell.json").read_text()),

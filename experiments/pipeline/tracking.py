@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MODES = ("online", "offline", "disabled")
-MEASURES = ("auroc", "auprc", "fpr95", "recall_at_1pct")
+MEASURES = ("auroc", "auprc", "fpr95", "fpr100", "recall_at_1pct")
 
 
 @dataclass

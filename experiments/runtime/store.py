@@ -38,11 +38,12 @@ class Stage:
     """One step of the pipeline, before it is computed.
 
     `config` is the stage's own resolved configuration and `inputs` maps a role to the key of the result it
-    reads. `version` is raised by hand when the stage's code changes its results.
+    reads. `version` is raised by hand when the stage's code changes its results; where several pieces of code
+    share the work, each has its own.
     """
 
     name: str
-    version: int
+    version: int | Mapping[str, int]
     config: Mapping[str, Any]
     inputs: Mapping[str, str] = field(default_factory=dict)
     width: int | None = None  # of a table that serves every smaller width too
@@ -137,7 +138,7 @@ class Store:
         (partial / ".seconds").unlink(missing_ok=True)
         meta = {
             "stage": stage.name,
-            "version": stage.version,
+            "version": stage.version if isinstance(stage.version, int) else dict(stage.version),
             "key": stage.key,
             "config": stage.config,
             "inputs": dict(stage.inputs),

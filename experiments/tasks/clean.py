@@ -1,129 +1,95 @@
 """`task=clean`: scan, then list the samples to keep, and write shards without the suspects if asked to.
 
-Originals are never touched: new shards go to a folder of their own, which must be empty, and what was written is
-counted again before it is called done.
+What leaves was scored: a sample that the reader left out is dropped, unless `task.unscored=keep`. Originals are
+never touched: new shards go to a folder of their own (`experiments.data.cleaned_folder`), and are counted again.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import tarfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.data.provenance import sample_members
-from experiments.data.shard_pairs import is_remote, local_path
-from experiments.data.shards import IDS_PER_SHARD, Shards
-from experiments.data.tar_index import index_shard
+from experiments.data.cleaned_folder import claim
+from experiments.data.shard_pairs import is_remote
+from experiments.data.shards import Shards
+from experiments.data.unscored import SCORED, unscored_lines
 from experiments.pipeline.experiment import Experiment
 from experiments.pipeline.runner import Runner
-from experiments.tasks.scan import Scan, ScanResult
+from experiments.tasks.cleaned_shards import KEPT, REMOVED, UNSCORED, rewrite, tally
+from experiments.tasks.scan import Scan
+from experiments.tasks.scan_result import ScanResult
+from experiments.tasks.thresholds import RULES, Threshold
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Threshold:
-    """Which samples count as suspects; exactly one of these is given.
-
-    share: so large a part of the samples, the most suspicious.
-    count: so many of them.
-    cut: those whose robust score `z` lies more than `cut` above the median.
-    false_positives: as many as can be removed while at most this share of the clean samples is expected to go. The
-        clean scores above the median are taken to mirror those below it, so that a heavy tail is not mistaken
-        for clean.
-    """
-
-    share: float | None = None
-    count: int | None = None
-    cut: float | None = None
-    false_positives: float | None = None
-
-    def __post_init__(self) -> None:
-        given = [name for name, value in vars(self).items() if value is not None]
-        if len(given) != 1:
-            raise ValueError(
-                f"task.remove needs exactly one of share, count, cut and false_positives, got {given or 'none'}"
-            )
-        for name in ("share", "false_positives"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < 1:
-                raise ValueError(f"task.remove.{name} must lie in (0, 1), got {value}")
-        if self.count is not None and self.count < 1:
-            raise ValueError(f"task.remove.count must be at least 1, got {self.count}")
-        if self.cut is not None and self.cut <= 0:
-            raise ValueError(f"task.remove.cut must be above 0, got {self.cut}")
-
-    def suspects(self, order: np.ndarray, z: np.ndarray) -> np.ndarray:
-        """(n,) bool. order: (n,) rows, the most suspicious first.  z: (n,) robust scores."""
-        removed = np.zeros(len(order), bool)
-        if self.share is not None or self.count is not None:
-            number = self.count if self.count is not None else round(self.share * len(order))  # type: ignore[operator]
-            if number >= len(order):
-                raise ValueError(
-                    f"task.remove.count must be below the number of samples, {len(order)}, got {number}"
-                )
-            removed[order[:number]] = True
-        elif self.cut is not None:
-            removed = z > self.cut
-        else:
-            assert self.false_positives is not None
-            mirrored = np.abs(z[z <= 0])  # how far clean samples may lie above the median
-            allowed = 2 * self.false_positives  # of the upper half, for the lower half loses none
-            removed = z > (np.quantile(mirrored, 1 - allowed) if allowed < 1 else 0.0)
-        return removed
-
-    def __str__(self) -> str:
-        return next(f"{name} = {value}" for name, value in vars(self).items() if value is not None)
-
-
-@dataclass(frozen=True)
 class CleanResult:
-    """removed: (n,) bool.  shards: file name -> samples written; None if no shards were asked for.
+    """fates: a row per sample, by id: the scan's columns, `status`, and `fate`: kept, removed or unscored.
 
-    with_groups: whether alarming groups were removed beside what `rule` says.
+    counts: of all of them, see `cleaned_shards.tally`.  shards: file name -> its counts; None if no shards were
+    asked for.  with_groups: whether alarming groups were removed beside what `rule` says.  keep_unscored: whether
+    the unscored samples stay.
     """
 
     scan: ScanResult
     rule: Threshold
-    removed: np.ndarray
-    shards: dict[str, int] | None
+    fates: pd.DataFrame
+    counts: dict[str, Any]
+    shards: dict[str, dict[str, Any]] | None
     with_groups: bool
+    keep_unscored: bool
 
     def write(self, folder: Path) -> tuple[str, Sequence[Mapping[str, Any]]]:
-        """kept.parquet, kept.txt and removed.parquet; what to print, and the row of results.csv."""
-        table, kept = self.scan.table, ~self.removed
-        known = ["id", "key", "shard"]
-        table.loc[kept, known].to_parquet(folder / "kept.parquet", index=False)
-        table.loc[self.removed].sort_values("rank").to_parquet(folder / "removed.parquet", index=False)
-        ids = table["id"].to_numpy()
-        (folder / "kept.txt").write_text("".join(f"{id}\n" for id in ids[kept]))
-        taken = [group for group in self.scan.groups if group.alarming] if self.with_groups else []
-        groups = f", and {len(taken)} alarming groups of {sum(group.size for group in taken):,}" if taken else ""
-        row: dict[str, Any] = {"n": len(ids), "removed": int(self.removed.sum()), "kept": int(kept.sum())}
-        lines = [
-            "# Clean", "",
-            f"{row['removed']:,} of {row['n']:,} samples removed ({self.rule}{groups}), {row['kept']:,} kept.",
-            "", "kept.parquet and kept.txt: what stays; removed.parquet: what goes, with its scores.",
-        ]  # fmt: skip
+        """scores.parquet, kept.parquet, kept.txt and removed.parquet; what to print, and the row of results.csv."""
+        fate = self.fates["fate"]
+        kept = self.fates[fate.isin([KEPT, UNSCORED] if self.keep_unscored else [KEPT])]
+        self.fates.to_parquet(folder / "scores.parquet", index=False)
+        kept[["id", "key", "shard", "status"]].to_parquet(folder / "kept.parquet", index=False)
+        gone = self.fates[fate == REMOVED].sort_values("rank")
+        gone.to_parquet(folder / "removed.parquet", index=False)
+        (folder / "kept.txt").write_text("".join(f"{id}\n" for id in kept["id"]))
+        row, lines = self._counted()
         if self.scan.truth is not None:
-            row |= {"n_poison": int(self.scan.truth.sum()), "left": int((self.scan.truth & kept).sum())}
+            left = self.scan.truth & self.scan.table["id"].isin(kept["id"]).to_numpy()
+            row |= {"n_poison": int(self.scan.truth.sum()), "left": int(left.sum())}
             row["clean_removed"] = row["removed"] - (row["n_poison"] - row["left"])
             lines += ["", f"Of {row['n_poison']:,} samples to be found {row['left']:,} are left; "
                       f"{row['clean_removed']:,} clean ones went."]  # fmt: skip
         if self.shards is not None:
-            total = sum(self.shards.values())
-            row["written"] = total
-            lines += ["", f"{total:,} samples written in {len(self.shards)} new shards."]
+            row["written"] = sum(counts["written"] for counts in self.shards.values())
+            lines += ["", f"{row['written']:,} samples written in {len(self.shards)} new shards."]
+            lines += [f"{text}." for text in _oddities(self.shards)]
         text = "\n".join(lines) + "\n"
         (folder / "summary.md").write_text(text, encoding="utf-8")
         return text, [row]
+
+    def _counted(self) -> tuple[dict[str, Any], list[str]]:
+        """The row of results.csv, and the first lines of summary.md."""
+        taken = [group for group in self.scan.groups if group.alarming] if self.with_groups else []
+        groups = f", and {len(taken)} alarming groups of {sum(group.size for group in taken):,}" if taken else ""
+        kinds, members = self.counts[UNSCORED], self.counts["members"]
+        row: dict[str, Any] = {
+            "members": members, "n": len(self.scan.table), "removed": self.counts[REMOVED],
+            "kept": self.counts[KEPT], "unscored": sum(kinds.values()),
+        }  # fmt: skip
+        fate = "kept all the same (task.unscored=keep)" if self.keep_unscored else "dropped"
+        return row, [
+            "# Clean", "",
+            f"{row['removed']:,} of {row['n']:,} scored samples removed ({self.rule}{groups}).",
+            *unscored_lines(kinds, self.scan.facts["lost"], fate),
+            "", " + ".join(f"{row[name]:,} {name}" for name in (KEPT, REMOVED, UNSCORED)) + f" = {members:,}.",
+            "", "scores.parquet: every sample, its status and what became of it; kept.parquet and kept.txt: what "
+            "stays; removed.parquet: what goes, with its scores.",
+        ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -131,11 +97,22 @@ class Clean(Scan):
     """A scan with a threshold; new shards go to the folder `write_shards` (None: nowhere).
 
     remove_groups: remove alarming groups too, wherever their members rank.
+    unscored: "drop" or "keep" the samples that the reader left out, which nothing was found out about.
     """
 
     remove: Threshold = field(kw_only=True)
     write_shards: str | None = None
     remove_groups: bool = True
+    unscored: str = "drop"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.unscored not in ("drop", "keep"):
+            raise ValueError(f"task.unscored must be drop or keep, got {self.unscored!r}")
+        if not isinstance(self.remove, Threshold):
+            raise ValueError(f"task.remove must hold one of {', '.join(RULES)}, got {self.remove!r}")
+        if self.write_shards is not None and not (isinstance(self.write_shards, str) and self.write_shards):
+            raise ValueError(f"task.write_shards must name a folder, got {self.write_shards!r}")
 
     def check(self, experiment: Experiment) -> None:
         """Refuse, before any work, what would fail after it."""
@@ -154,65 +131,55 @@ class Clean(Scan):
         names = [Path(url).name for url in experiment.source.urls]
         if len(set(names)) < len(names):
             raise ValueError("task.write_shards keeps the names of the shards, but some are named alike")
-        target = Path(self.write_shards)
-        if target.exists() and any(target.iterdir()):
-            raise ValueError(f"task.write_shards must be a new or empty folder, but {target} holds files")
+        claim(Path(self.write_shards), names, self._settings(experiment.source))
 
     def run(self, runner: Runner) -> CleanResult | None:
         result = self.scan(runner)
         if result is None:
             return None
-        removed = self.remove.suspects(result.order, result.table["z"].to_numpy())
+        removed, table = self.remove.suspects(result.table)
+        if not removed.any():
+            log.warning("nothing lies beyond the threshold (%s)", self.remove)
         if self.remove_groups:
             for group in result.groups:
                 removed[group.rows] |= group.alarming
-        if not removed.any():
-            log.warning("nothing lies beyond the threshold (%s): all samples are kept", self.remove)
+            removed &= ~table["known_clean"].to_numpy()
+        result = replace(result, table=table)
+        fates = _fates(result, removed)
+        counts = tally(fates, result.facts["members"])
         shards = None
         if self.write_shards is not None:
-            bad = result.table["id"].to_numpy()[removed]
-            shards = rewrite(runner.experiment.source, bad, Path(self.write_shards))
-        return CleanResult(result, self.remove, removed, shards, self.remove_groups)
+            target, settings = Path(self.write_shards), self._settings(runner.experiment.source)
+            shards = rewrite(runner.experiment.source, fates, target, settings, self.unscored == "keep")
+        return CleanResult(result, self.remove, fates, counts, shards, self.remove_groups, self.unscored == "keep")
+
+    def _settings(self, data: Shards) -> dict[str, Any]:
+        """What a folder of cleaned shards must have been begun with to be completed."""
+        return {
+            "data.shards": data.urls, "task.remove": str(self.remove), "task.remove_groups": self.remove_groups,
+            "task.unscored": self.unscored,
+        }  # fmt: skip
 
 
-def rewrite(data: Shards, removed: np.ndarray, folder: Path) -> dict[str, int]:
-    """Copy the shards without the samples `removed` (ids); shard -> samples in it, counted again after writing.
-
-    Files are copied byte for byte, samples that were damaged or held out too. A shard appears under its name when
-    it is whole. Raises RuntimeError if a count does not come out.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    number, position = np.divmod(np.asarray(removed, np.int64), IDS_PER_SHARD)
-    written: dict[str, int] = {}
-    for shard, url in enumerate(data.urls):
-        source = Path(local_path(url))
-        bad = set(position[number == shard].tolist())
-        before = _count(data, source)
-        unfinished = folder / (source.name + ".partial")
-        _copy(source, unfinished, bad, before)
-        after = _count(data, unfinished)
-        if after != before - len(bad):
-            raise RuntimeError(f"{source.name}: {before} samples, {len(bad)} to remove, but {after} were written")
-        unfinished.rename(folder / source.name)
-        written[source.name] = after
-    manifest = {"from": data.urls, "removed": len(removed), "samples": written}
-    (folder / "cleaned.json").write_text(json.dumps(manifest, indent=1))
-    return written
+def _fates(result: ScanResult, removed: np.ndarray) -> pd.DataFrame:
+    """A row per sample of the data; removed: (n,) bool, of the scored ones."""
+    fates = result.all_samples
+    gone = set(result.table["id"].to_numpy()[removed].tolist())
+    fate = np.where(fates["id"].isin(gone), REMOVED, KEPT)
+    return fates.assign(fate=np.where(fates["status"] == SCORED, fate, UNSCORED))
 
 
-def _copy(source: Path, target: Path, bad: set[int], samples: int) -> None:
-    with open(source, "rb") as stream, tarfile.open(target, "w") as tar:
-        length = os.stat(stream.fileno()).st_size
-        for position, (_, members) in enumerate(sample_members(stream, length)):
-            if position in bad or position >= samples:  # what a broken tar was cut in
-                continue
-            for member in members:
-                stream.seek(member.offset)
-                info = tarfile.TarInfo(member.name)
-                info.size = member.size
-                tar.addfile(info, stream)
-
-
-def _count(data: Shards, file: Path) -> int:
-    with open(file, "rb") as stream:
-        return index_shard(stream, os.stat(file).st_size, file.name, data.fields, data.limits).samples
+def _oddities(shards: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What a reader of the cleaned shards' summary should know of."""
+    texts = [f"{name} holds nothing that can be read ({counts['damage']}) and was not written"
+             for name, counts in shards.items() if "damage" in counts]  # fmt: skip
+    folded = sum(counts.get("folded", 0) for counts in shards.values())
+    links = sum(counts.get("links", 0) for counts in shards.values())
+    unseen = sum(counts.get("unseen", 0) for counts in shards.values())
+    if unseen:
+        texts.append(f"{unseen:,} further images of samples with several were not scored, and were left out")
+    if folded:
+        texts.append(f"{folded:,} samples to keep were not written: they would follow one of the same key")
+    if links:
+        texts.append(f"{links:,} links to samples that went are gone too")
+    return texts

@@ -91,6 +91,9 @@ class Grouping:
     most_groups: int = 50
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not isinstance(value, (int, float)) or isinstance(value, bool):
+                raise ValueError(f"grouping.{name} must be a number, got {value!r}")
         if not 0 < self.suspects <= 1:
             raise ValueError(f"grouping.suspects must lie in (0, 1], got {self.suspects}")
         if not 0 < self.like_cosine <= self.near_cosine <= 1:
@@ -118,6 +121,8 @@ class Grouping:
         if not components:
             return []
         grown = self._grow(samples, components, percentile)
+        if not grown:
+            return []
         means = {kind: _mean(samples, kind) for kind in ("image", "text")}
         texts = _nearest_captions(samples, grown)
         groups = [

@@ -19,15 +19,25 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def perform(config: DictConfig, runner: Runner, folder: Path) -> CellCounts:
-    """Run the task that `config` names on `runner`; its files go to `folder`, a summary to the screen."""
+def prepare(config: DictConfig, runner: Runner) -> Any:
+    """The task that `config` names, checked on `runner` before any work."""
     from hydra.utils import instantiate
-
-    from experiments.pipeline.sweep import CellCounts
-    from experiments.runtime import distributed
 
     task = instantiate(config)
     task.check(runner.experiment)
+    return task
+
+
+def perform(config: DictConfig, runner: Runner, folder: Path) -> CellCounts:
+    """Check and run the task that `config` names on `runner`."""
+    return carry_out(prepare(config, runner), runner, folder)
+
+
+def carry_out(task: Any, runner: Runner, folder: Path) -> CellCounts:
+    """Run a task that was checked; its files go to `folder`, a summary to the screen."""
+    from experiments.pipeline.sweep import CellCounts
+    from experiments.runtime import distributed
+
     result = task.run(runner)
     if not distributed.is_main():
         return CellCounts()
@@ -37,24 +47,27 @@ def perform(config: DictConfig, runner: Runner, folder: Path) -> CellCounts:
     else:
         from rich.console import Console
 
-        text, rows = _write(result, folder)
+        text, rows = _write(result, folder, getattr(task, "gallery", 0))
         Console(soft_wrap=True).print(text, markup=False, highlight=False)
     _write_rows(rows, folder / "results.csv")
     log.info("results in %s; %s", folder, runner.store)
     return CellCounts(done=1)
 
 
-def _write(result: Any, folder: Path) -> tuple[str, Sequence[Mapping[str, Any]]]:
+def _write(result: Any, folder: Path, gallery: int) -> tuple[str, Sequence[Mapping[str, Any]]]:
     """Write a result's files; what to print, and the rows of results.csv."""
     from analysis.pages import suspects as suspects_page
-    from experiments.tasks.scan import ScanResult, write_scores
+    from experiments.tasks.clean import CleanResult
+    from experiments.tasks.scan_result import ScanResult, write_scores
 
     if isinstance(result, ScanResult):
         write_scores(result, folder)
-        suspects_page.write(result, folder / "suspects.html")
+        suspects_page.write(result, folder / "suspects.html", gallery)
         text = suspects_page.summary(result)
         (folder / "summary.md").write_text(text, encoding="utf-8")
         return text, suspects_page.result_rows(result)
+    if isinstance(result, CleanResult):
+        suspects_page.write(result.scan, folder / "suspects.html", gallery, result.counts)
     return result.write(folder)
 
 

@@ -13,54 +13,26 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from detect import Scores, evaluate
+from detect import LocalDetector
+from detect.conformal import conformal_among
 from detect.metrics import rank, rank_share
-from experiments.data.provenance import origins
-from experiments.data.shards import IDS_PER_SHARD, Shards
-from experiments.pipeline.experiment import Experiment, ScoreSpec, uses_own_test_set
+from experiments.data.sample_ids import shard_name
+from experiments.data.shards import Shards
+from experiments.data.unscored import Unscored, find_unscored, joined
+from experiments.pipeline.experiment import Experiment, ScoreSpec
 from experiments.pipeline.runner import Runner
 from experiments.runtime import distributed
-from experiments.tasks.groups import Group, Grouping
+from experiments.tasks.groups import Grouping
 from experiments.tasks.samples import Samples
-
-if TYPE_CHECKING:
-    import pandas as pd
+from experiments.tasks.scan_result import ScanResult, group_numbers, metrics_of, where_from
 
 log = logging.getLogger(__name__)
 
 DENSITY_RATIO = ("slof", "lof", "dao")
-
-
-@dataclass(frozen=True)
-class ScanResult:
-    """Everything a scan's report is made of.
-
-    table: a row per sample: id, key, shard, caption, url, a column per detector, score, z, rank (1 is the most
-        suspicious), group (1 is the strongest, 0: none); `score` orders them, `z` is how many robust standard
-        deviations above the median they lie.
-    truth: (n,) bool where a plan or a planted natural backdoor is at hand.
-    failed: detector -> its error.
-    """
-
-    table: pd.DataFrame
-    detectors: list[str]
-    ranked_by: list[str]
-    samples: Samples
-    groups: list[Group]
-    truth: np.ndarray | None
-    metrics: dict[str, dict[str, float]]
-    failed: dict[str, str]
-    facts: dict[str, Any]
-
-    @property
-    def order(self) -> np.ndarray:
-        """(n,) rows, the most suspicious first."""
-        return np.argsort(self.table["rank"].to_numpy(), kind="stable")
 
 
 @dataclass(frozen=True)
@@ -84,12 +56,16 @@ class Scan:
     holdout: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.gallery < 1:
-            raise ValueError(f"task.gallery must be at least 1, got {self.gallery}")
-        if self.shards_per_part is not None and self.shards_per_part < 1:
-            raise ValueError(f"task.shards_per_part must be at least 1, got {self.shards_per_part}")
-        if self.part is not None and not 0 <= self.part < self.parts:
-            raise ValueError(f"task.part must lie in 0..task.parts - 1 = {self.parts - 1}, got {self.part}")
+        if not isinstance(self.rank_by, str):
+            raise ValueError(f"task.rank_by must be density or the name of a column, got {self.rank_by!r}")
+        for name in ("gallery", "parts", "shards_per_part"):
+            value = getattr(self, name)
+            if not (value is None and name == "shards_per_part") and not (_whole(value) and value >= 1):
+                raise ValueError(f"task.{name} must be a whole number of at least 1, got {value!r}")
+        if self.part is not None and not (_whole(self.part) and 0 <= self.part < self.parts):
+            raise ValueError(f"task.part must lie in 0..task.parts - 1 = {self.parts - 1}, got {self.part!r}")
+        if not isinstance(self.holdout, (int, float)) or not 0 <= self.holdout < 1:
+            raise ValueError(f"task.holdout must lie in [0, 1), got {self.holdout!r}")
 
     def check(self, experiment: Experiment) -> None:
         """Refuse, before any work, what cannot be ranked or split."""
@@ -99,6 +75,9 @@ class Scan:
                 raise ValueError("task.shards_per_part splits tar shards, so it needs data=webdataset")
             if experiment.model_spec.trains:
                 raise ValueError("task.shards_per_part needs a trained model: see model=trained in docs/scan.md")
+            names = list(map(shard_name, experiment.source.urls))
+            if len(set(names)) < len(names):
+                raise ValueError("task.shards_per_part needs shards of different file names, which ids are made of")
         elif self.part is not None:
             raise ValueError("task.part needs task.shards_per_part, which says what a part is")
 
@@ -112,6 +91,7 @@ class Scan:
         if self.part is not None:
             for number in range(self.part, len(runners), self.parts):
                 log.info("part %d of %d", number, len(runners))
+                self._check_part(runners[number])
                 self._scores(runners[number], {})
             return None
         failed: dict[str, str] = {}
@@ -119,7 +99,9 @@ class Scan:
         for number, part in enumerate(runners):
             if len(runners) > 1:
                 log.info("part %d of %d", number, len(runners))
+            self._check_part(part)
             scored.append(self._scores(part, failed))
+        self._check_failed(self.columns(runner.experiment), failed)
         columns = {
             name: np.concatenate([scores[name] for scores in scored])
             for name in self.columns(runner.experiment)
@@ -130,7 +112,7 @@ class Scan:
         return self._result(runners, shifts, columns, failed)
 
     def split(self, runner: Runner) -> tuple[list[Runner], list[int]]:
-        """The parts, and what to add to their sample ids."""
+        """The parts, and what to add to their sample ids, which is nothing: shards have ids of their own."""
         if self.shards_per_part is None:
             return [runner], [0]
         urls = runner.experiment.source.urls
@@ -138,7 +120,7 @@ class Scan:
         for begin in range(0, len(urls), self.shards_per_part):
             part = runner.experiment.replace(data={"shards": urls[begin : begin + self.shards_per_part]})
             runners.append(runner.replace(part))
-            shifts.append(begin * IDS_PER_SHARD)
+            shifts.append(0)
         return runners, shifts
 
     @staticmethod
@@ -159,8 +141,41 @@ class Scan:
                 return chosen
         raise ValueError(
             f"task.rank_by=density needs one of {', '.join(DENSITY_RATIO)} among the detectors, "
-            f"which are {', '.join(columns)}; add one, or name a column to rank by"
+            f"which are {', '.join(columns) or 'none'}; add one, or name a column to rank by"
         )
+
+    def _check_part(self, runner: Runner) -> None:
+        """Refuse, before anything is trained or embedded, samples too few to be ranked."""
+        n = len(runner.value("clean"))
+        if not n:
+            counts = find_unscored(
+                runner.experiment.source, runner.entry("data").path, np.zeros(0, np.int64)
+            ).counts()
+            kinds = ", ".join(f"{kind} {count:,}" for kind, count in counts.items())
+            raise ValueError(f"there is no sound sample to scan; left out: {kinds or 'nothing'}")
+        columns = self.columns(runner.experiment)
+        for column in self.ranking(columns):
+            name, detector = columns[column].detector, runner.experiment.detector(columns[column])
+            if not isinstance(detector, LocalDetector) or detector.scope == "reference":
+                continue
+            scope = min(n, detector.batch_size) if detector.scope == "batch" else n
+            if detector.k >= scope:
+                raise ValueError(
+                    f"detector.{name}.k must lie in 1..{scope - 1}, got {detector.k}: there are {n:,} samples to "
+                    f"scan, in neighbourhood scopes of {scope:,}"
+                )
+
+    @staticmethod
+    def _unscored(runner: Runner, scored: np.ndarray) -> Unscored:
+        """The samples of the data that are not among those with ids `scored`."""
+        return find_unscored(runner.experiment.source, runner.entry("data").path, scored)
+
+    def _check_failed(self, columns: dict[str, Any], failed: dict[str, str]) -> None:
+        """Raise RuntimeError if no column is left to rank by."""
+        ranking = self.ranking(columns)
+        if all(name in failed for name in ranking):
+            errors = "; ".join(f"{name}: {failed[name]}" for name in ranking)
+            raise RuntimeError(f"nothing to rank by, all of its detectors failed: {errors}")
 
     @staticmethod
     def score(columns: Sequence[np.ndarray]) -> np.ndarray:
@@ -170,6 +185,7 @@ class Scan:
     def _scores(self, runner: Runner, failed: dict[str, str]) -> dict[str, np.ndarray]:
         """Column -> (n,) scores; a detector that fails is left out and named."""
         found = {}
+        _ = runner.entry("embeddings")  # what all detectors need fails once, and ends the scan
         for column, spec in self.columns(runner.experiment).items():
             try:
                 found[column] = runner.value("scores", spec=spec).values
@@ -186,34 +202,28 @@ class Scan:
         import pandas as pd
 
         samples = Samples(runners, shifts)
-        ranked_by = self.ranking(list(columns))
+        ranked_by = [name for name in self.ranking(self.columns(runners[0].experiment)) if name in columns]
         score = self.score([columns[name] for name in ranked_by])
-        z = np.mean([robust_z(columns[name]) for name in ranked_by], axis=0)
-        n = len(samples)
-        table = pd.DataFrame({"id": samples.ids, **_where(runners), "caption": samples.captions, **columns})
-        table = table.assign(score=score, z=z, rank=rank(score))
+        left_out = [self._unscored(runner, np.asarray(runner.value("pairs").ids)) for runner in runners]
+        where, where_unscored = where_from(runners, left_out)
+        every = joined(left_out, shifts)
+        table = pd.DataFrame({"id": samples.ids, **where, "caption": samples.captions, **columns})
+        table = table.assign(score=score, p=conformal_among(score), rank=rank(score))
+        unscored = pd.DataFrame({"id": every.ids, **where_unscored, "status": every.status})
         truth = np.concatenate([runner.value("truth") for runner in runners])
         planned = bool(truth.any())
-        metrics = {}
-        if planned and not truth.all():
-            for name, values in {**columns, "score": score}.items():
-                found = evaluate(Scores(samples.ids, values), truth)
-                metrics[name] = {"auroc": found.auroc, "auprc": found.auprc, "fpr95": found.fpr95}
-                metrics[name] |= {f"recall_at_{round(100 * share)}pct": r for share, r in found.recall_at.items()}
         groups = self.grouping.find(samples, score)
-        group_of = np.zeros(n, np.int64)
-        for number, group in reversed(list(enumerate(groups, start=1))):
-            group_of[group.rows] = number
-        table["group"] = group_of
+        table["group"] = group_numbers(groups, len(samples))
         experiment = runners[0].experiment
-        held_out = self.holdout > 0 and uses_own_test_set(experiment)
         facts = {
             "data": experiment.labels["data"],
             "model": experiment.labels["model"],
             "seed": experiment.seed,
-            "n": n,
+            "n": len(samples),
+            "members": len(samples) + len(every.ids),
+            "unscored": every.counts(),
+            "lost": every.lost,
             "parts": len(runners),
-            "held_out": sum(len(runner.value("test")) for runner in runners) if held_out else 0,
             "truth": int(truth.sum()) if planned else None,
         }
         for group in [group for group in groups if group.alarming][:5]:
@@ -222,31 +232,10 @@ class Scan:
                 group.size, group.caption, group.strength,
             )  # fmt: skip
         return ScanResult(
-            table, list(columns), ranked_by, samples, groups, truth if planned else None, metrics, failed, facts
-        )
+            table, unscored, list(columns), ranked_by, samples, groups, truth if planned else None,
+            metrics_of({**columns, "score": score}, samples.ids, truth), failed, facts,
+        )  # fmt: skip
 
 
-def robust_z(values: np.ndarray) -> np.ndarray:
-    """Distance from the median in units of the spread below it, (n,); on a logarithmic scale if all are positive.
-
-    The spread is that of the lower half, down to the 16 % quantile: what is suspicious lies in the upper.
-    """
-    values = np.log(values) if values.min() > 0 else values
-    median, low = np.quantile(values, (0.5, 0.1587))
-    return (values - median) / max(float(median - low), np.finfo(np.float64).tiny)
-
-
-def _where(runners: list[Runner]) -> dict[str, list[str | None]]:
-    found = [origins(runner.experiment.source, np.asarray(runner.value("pairs").ids)) for runner in runners]
-    return {
-        "key": [key for one in found for key in one.keys],
-        "shard": [shard for one in found for shard in one.shards],
-        "url": [url for one in found for url in one.urls],
-    }
-
-
-def write_scores(result: ScanResult, folder: Path) -> Path:
-    """scores.parquet, a row per sample, in the order of the data."""
-    file = folder / "scores.parquet"
-    result.table.to_parquet(file, index=False)
-    return file
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -19,7 +19,13 @@ NAMES = sorted(path.stem for path in FOLDER.glob("[!_]*.yaml"))
 ROOT = {
     "seed": 0,
     "scale": {"k": 5, "wide_k": 8},
-    "neighbours": {"scope": "full", "batch_size": 64, "modality": "image", "backend": "auto"},
+    "neighbours": {
+        "scope": "full",
+        "batch_size": 64,
+        "modality": "image",
+        "convention": "published",
+        "backend": "auto",
+    },
 }
 OPTIONAL = {"pyod": "pyod", "cleanlab": "cleanlab"}  # detector -> package of the extra `detectors`
 CHEAPER = {"cognitive_distillation": {"steps": 20, "gamma": 0.01, "beta": 1}, "forest": {"trees": 30}}

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
-from experiments.data.shapes.export import Export
+from experiments.data.damage import TooMuchDamage
+from experiments.data.shapes.export import LEFT_OUT, Export
 from experiments.pipeline import config as schema
 from experiments.pipeline.runner import Runner
 from experiments.tasks.perform import perform
@@ -73,15 +75,18 @@ def model(scanned, store):
 def test_scan_ranks_every_sample_and_tells_the_metrics(scanned):
     scores = pd.read_parquet(scanned / "scores.parquet")
     assert sorted(scores["rank"]) == list(range(1, 401))
-    assert {"id", "key", "shard", "caption", "url", "slof", "dao", "score", "z", "rank", "group"} == set(
+    assert {"id", "key", "shard", "caption", "url", "slof", "dao", "score", "p", "rank", "group", "status"} == set(
         scores.columns
     )
+    assert (scores["status"] == "scored").all()
+    assert (scores.sort_values("rank")["p"].diff().dropna() >= 0).all()
     ranks = scores[["slof", "dao"]].rank().mean(axis=1)
     assert np.corrcoef(ranks, scores["score"])[0, 1] == pytest.approx(1)
     assert (scores.sort_values("rank")["score"].diff().dropna() <= 0).all()
     rows = pd.read_csv(scanned / "results.csv")
     assert list(rows["detector"]) == ["slof", "dao", "score"]
     assert rows["auroc"].between(0, 1).all()
+    assert (rows["fpr100"] >= rows["fpr95"]).all()
     page = (scanned / "suspects.html").read_text()
     assert "http://" not in page.replace("http://www.w3.org/2000/svg", "")
     assert "https://" not in page
@@ -108,7 +113,7 @@ def test_torchvision_decodes_for_embeddings_of_their_own(do, shards, model, stor
     given.append(f"runtime.store={store}/decoded")
     one, other = (pd.read_parquet(do(*given, f"runtime.decoder={name}") / "scores.parquet") for name in DECODERS)
     assert one["id"].equals(other["id"])
-    assert np.corrcoef(one["slof"], other["slof"])[0, 1] > 0.95  # nothing is resized here: little is left to differ
+    assert np.corrcoef(one["slof"].dropna(), other["slof"].dropna())[0, 1] > 0.95
     assert len(list(store.glob("decoded/embed/*/image.npy"))) == 2
 
 
@@ -128,20 +133,138 @@ def test_two_processes_scan_as_one(do, shards, model, tmp_path):
     assert (tmp_path / "run" / "suspects.html").exists()
 
 
+def page_data(folder):
+    page = (folder / "suspects.html").read_text()
+    return json.loads(page.partition('type="application/json">')[2].partition("</script>")[0])
+
+
 def test_clean_writes_shards_that_scan_again_without_the_suspects(do, shards, model, tmp_path):
     given = [*SHARDS[1:], f"data.shards={shards}", "model=trained", f"model.folder={model}"]
     new = tmp_path / "cleaned"
-    first = do("task=clean", *given, "task.remove.count=10", "task.remove_groups=false", f"task.write_shards={new}")
+    cleaning = (
+        "task=clean",
+        *given,
+        "task.remove.count=10",
+        "task.remove_groups=false",
+        f"task.write_shards={new}",
+    )
+    first = do(*cleaning)
     removed, kept = pd.read_parquet(first / "removed.parquet"), pd.read_parquet(first / "kept.parquet")
     assert len(removed) == 10
     assert not set(removed["id"]) & set(kept["id"])
     assert [int(line) for line in (first / "kept.txt").read_text().split()] == list(kept["id"])
+    written = {path.name: path.read_bytes() for path in new.glob("*.tar")}
+    do(*cleaning)  # once more: what is there is what would be written
+    assert written == {path.name: path.read_bytes() for path in new.glob("*.tar")}
+    with pytest.raises(ValueError, match=r"cleaned with another task\.remove"):
+        do(*cleaning, "task.remove.count=11", "runtime.store=never")
+    assert not Path("never").exists()
     given[given.index(f"data.shards={shards}")] = f"data.shards={new}"
     again = pd.read_parquet(do("task=scan", *given) / "scores.parquet")
+    assert (again["status"] == "scored").all()  # nothing that was not scored has come through
     assert len(again) == len(kept)
     assert set(again["key"]) == set(kept["key"])
     with pytest.raises(ValueError, match="new or empty folder"):
-        do("task=clean", *given, "task.remove.count=10", f"task.write_shards={new}")
+        do("task=clean", *given, "task.remove.count=10", f"task.write_shards={shards}")
+
+
+def test_what_has_no_score_is_dropped_counted_and_listed(do, shards, model, tmp_path):
+    given = ["task=clean", *SHARDS[1:], f"data.shards={shards}", "model=trained", f"model.folder={model}"]
+    given += ["task.remove.count=10", "task.remove_groups=false", f"task.write_shards={tmp_path / 'new'}"]
+    folder = do(*given)
+    scores = pd.read_parquet(folder / "scores.parquet")
+    unscored = scores[scores["status"] != "scored"]
+    assert unscored["status"].value_counts().to_dict() == dict.fromkeys(LEFT_OUT, 1)
+    assert unscored[["key", "shard"]].notna().all(axis=None)
+    assert unscored[["score", "rank", "slof", "caption"]].isna().all(axis=None)
+    assert scores["rank"].max() == len(scores) - len(unscored)
+    shown = {sample["id"] for sample in page_data(folder)["samples"].values()}
+    assert shown <= set(scores["id"].astype(str))  # whole, not rounded to JavaScript's numbers
+    row = pd.read_csv(folder / "results.csv").iloc[0]
+    assert row["kept"] + row["removed"] + row["unscored"] == row["members"] == len(scores)
+    assert (row["unscored"], row["removed"], row["written"]) == (len(LEFT_OUT), 10, row["kept"])
+    report = json.loads((tmp_path / "new/cleaned.json").read_text())
+    assert report["unscored"] == page_data(folder)["cleaned"]["unscored"] == dict.fromkeys(LEFT_OUT, 1)
+    for counts in [report, *report["shards"].values()]:
+        assert counts["kept"] + counts["removed"] + sum(counts["unscored"].values()) == counts["members"]
+    summary = (folder / "summary.md").read_text()
+    assert f"{len(LEFT_OUT)} samples have no score, and are dropped:** " in summary
+    assert all(f"{kind} 1" in summary for kind in LEFT_OUT)
+    assert page_data(folder)["facts"]["unscored"] == report["unscored"]
+
+
+def test_what_has_no_score_is_kept_if_asked_for(do, shards, model, tmp_path):
+    given = ["task=clean", *SHARDS[1:], f"data.shards={shards}", "model=trained", f"model.folder={model}"]
+    given += ["task.remove.count=10", f"task.write_shards={tmp_path / 'new'}", "task.unscored=keep"]
+    folder = do(*given)
+    row, kept = pd.read_csv(folder / "results.csv").iloc[0], pd.read_parquet(folder / "kept.parquet")
+    assert len(kept) == row["written"] == row["kept"] + len(LEFT_OUT)
+    assert (kept["status"] != "scored").sum() == len(LEFT_OUT)
+
+
+def test_known_clean_samples_calibrate_the_threshold_and_stay(do, scanned, tmp_path):
+    scores = pd.read_parquet(scanned / "scores.parquet").sort_values("rank")
+    known = scores["id"].iloc[::4]  # the one that ranks highest among them
+    (tmp_path / "clean.txt").write_text("\n".join(map(str, known)))
+    given = [*TINY, "task=clean", "attack=badnets", f"task.remove.reference={tmp_path / 'clean.txt'}"]
+    folder = do(*given, "task.remove.false_positives=0.05", "task.grouping.alarm_strength=0.01")
+    after = pd.read_parquet(folder / "scores.parquet").set_index("id")
+    assert (after.loc[known, "fate"] == "kept").all()
+    assert after.loc[known, "known_clean"].all()
+    assert (after.sort_values("rank")["p"].diff().dropna() >= 0).all()
+    away = after[(after["fate"] == "removed") & (after["group"] == 0)]
+    assert (away["p"] <= 0.05).all()
+    assert len(after[after["fate"] == "removed"]) >= 12
+    assert "by " in (folder / "summary.md").read_text()
+
+
+def test_held_out_samples_and_those_outside_a_subset_are_unscored_too(do, shards, model):
+    given = [*SHARDS, f"data.shards={shards}", "model=trained", f"model.folder={model}"]
+    folder = do(*given, "task.holdout=0.3", "data.subset=120", "data.classes=4")
+    kinds = page_data(folder)["facts"]["unscored"]
+    scores = pd.read_parquet(folder / "scores.parquet")
+    assert kinds["held out"] > 0
+    assert kinds["not in the subset"] == len(scores) - 120
+    assert scores["status"].value_counts().drop("scored").to_dict() == kinds
+
+
+def test_samples_too_few_for_k_or_none_are_refused_in_one_line(do, model, tmp_path):
+    Export(tmp_path / "few", pairs=20, shards=1, size=32).write()
+    given = [*SHARDS, "model=trained", f"model.folder={model}", f"data.shards={tmp_path / 'few'}"]
+    with pytest.raises(ValueError, match=r"detector\.slof\.k must lie in 1\.\.19, got 32: there are 20 samples"):
+        do(*given, "scale.k=32", "neighbours.batch_size=2048")
+    for number in range(3):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / f"images/{number}.jpg").write_bytes(b"<html>")
+    (tmp_path / "images/data.csv").write_text("filepath,title\n0.jpg,a cat\n1.jpg,a dog\n2.jpg,a cow\n")
+    table = ["data=csv", f"data.table={tmp_path}/images/data.csv", "data.max_damaged=1", "data.classes=[cat,dog]"]
+    with pytest.raises(ValueError, match=r"no sound sample to scan; left out: not an image 3"):
+        do(*given[:1], *given[2:-1], *table)
+
+
+def test_a_table_of_images_names_what_it_left_out(do, model, tmp_path):
+    Export(tmp_path, pairs=40, shards=1, size=32).write()
+    with tarfile.open(tmp_path / "00000.tar") as tar:
+        tar.extractall(tmp_path, filter="data")
+    names = sorted(path.name for path in tmp_path.glob("*.jpg"))
+    (tmp_path / names[3]).write_bytes(b"")
+    (tmp_path / "data.csv").write_text("filepath,title\n" + "".join(f"{name},a {name[-7]}\n" for name in names))
+    given = [option for option in SHARDS[1:] if option != "data=webdataset"]
+    given += ["data=csv", f"data.table={tmp_path}/data.csv", "model=trained", f"model.folder={model}"]
+    folder = do("task=clean", *given, "task.remove.count=4", "task.remove_groups=false")
+    scores = pd.read_parquet(folder / "scores.parquet")
+    assert list(scores["key"]) == names
+    assert scores["status"][3] == "empty file"
+    assert len(pd.read_parquet(folder / "kept.parquet")) == 40 - 4 - 1
+    row = pd.read_csv(folder / "results.csv").iloc[0]
+    assert (row["kept"], row["removed"], row["unscored"], row["members"]) == (35, 4, 1, 40)
+
+
+def test_data_that_cannot_be_read_are_no_detectors_failure(do, shards, model, tmp_path, caplog):
+    given = [*SHARDS, f"data.shards={shards}", "model=trained", f"model.folder={model}"]
+    with pytest.raises(TooMuchDamage):
+        do(*given, "data.max_damaged=0.001", f"runtime.store={tmp_path}")
+    assert "failed" not in caplog.text
 
 
 def test_inversion_reports_a_mask_and_its_success(do, scanned):
@@ -211,6 +334,14 @@ def test_defences_meet_the_same_poison(do, scanned, store):
         (["task=scan", "task.rank_by=slofx"], "rank_by must be"),
         (["task=scan", "task.shards_per_part=2"], "needs data=webdataset"),
         (["task=clean"], "exactly one"),
+        (["task=clean", "task.remove.cut=6"], r"cut=6 is no longer known.*task\.remove\.false_positives"),
+        (["task=clean", "task.remove.share=many"], r"task\.remove\.share must lie in \(0, 1\), got 'many'"),
+        (["task=clean", "task.remove.fdr=0.1"], r"fdr needs task\.remove\.reference"),
+        (["task=clean", "task.remove.fdr=0.1", "task.remove.reference=none.txt"], "must be a file"),
+        (["task=clean", "task.remove.share=0.1", "task.unscored=maybe"], "must be drop or keep, got 'maybe'"),
+        (["task=scan", "task.gallery=many"], r"task\.gallery must be a whole number of at least 1, got 'many'"),
+        (["task=scan", "task.parts=0"], r"task\.parts must be a whole number of at least 1, got 0"),
+        (["task=scan", "task.holdout=1.5"], r"task\.holdout must lie in \[0, 1\)"),
         (["task=clean", "task.remove.count=5", "task.write_shards=new"], "needs data=webdataset"),
     ],
 )

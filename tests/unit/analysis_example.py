@@ -152,6 +152,7 @@ def _measures(scores: np.ndarray, is_poison: np.ndarray) -> dict[str, float]:
         "auroc": float(roc_auc_score(is_poison, scores)),
         "auprc": float(average_precision_score(is_poison, scores)),
         "fpr95": float(false[np.argmax(true >= 0.95)]),
+        "fpr100": float(false[np.argmax(true >= 1)]),
         **recall,
     }
 

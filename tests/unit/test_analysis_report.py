@@ -43,6 +43,7 @@ def test_write_leaves_a_row_per_cell_and_four_figures(tmp_path):
         "auroc",
         "auprc",
         "fpr95",
+        "fpr100",
     ]
     assert set(needed) | {"zero_shot_top1", "asr", "seconds"} <= set(table)
     for row, cell in zip(table.itertuples(), result.cells, strict=True):
@@ -62,6 +63,8 @@ def test_the_table_shows_normalised_and_raw_side_by_side_with_controls_last():
     assert "attack success rate 98.0 %" in text
     assert "400 samples, 20 poisoned (5.00 %)" in text
     assert max(map(len, text.splitlines())) <= 80
+    last = tables.number(by["slof", False]["recall_at_1pct"])
+    assert line.rstrip().endswith(last)  # nothing is cut off
 
 
 def test_a_failed_cell_is_a_visible_hole_with_its_error(tmp_path):

@@ -203,18 +203,64 @@ def test_markdown_and_latex_show_spread_interval_holes_and_marks(summary):
 def test_published_numbers_all_have_a_source_and_unknown_stays_empty(summary):
     known = published.known()
     assert (known["source"].str.len() > 10).all()
+    assert set(known["provenance"]) == set(published.PROVENANCES)
+    assert set(known["quantity"]) <= set(published.QUANTITIES)
     known_top1 = known[(known.quantity == "zero_shot_top1") & (known.attack == "badnets")]
-    assert known_top1["value"].tolist() == ["17.0"]
+    assert known_top1["value"].tolist() == ["17.01"]
     demo = published.side_by_side({"demo shapes small": summary})
     assert (demo["ours"] == "").all()  # a demo says nothing about CC3M
-    paper = published.side_by_side({"paper cc3m rn50": summary})
+    assert len(demo) == len(known)
+    paper = published.side_by_side({"paper cc3m rn50": at_papers_scale(summary)})
     top1 = paper[(paper.quantity == "zero_shot_top1")].iloc[0]
     ours = summary[summary.case == "badnets"]["zero_shot_top1"].mean()
-    assert (top1.paper, top1.ours) == ("17.0 %", f"{100 * ours:.1f} %")
-    aurocs = paper[paper.quantity == "auroc"]
-    assert (aurocs["paper"] == "").all()
-    assert (aurocs["ours"] != "").all()
+    assert (top1.paper, top1.ours) == ("17.01 %", f"{100 * ours:.1f} %")
     assert "— | " in published.markdown(paper)
+
+
+def at_papers_scale(summary, **changes):
+    """A summary as if its cells were of the paper's scale."""
+    return summary.assign(**{"scale": "paper", "data": "cc3m", "model": "RN50", "test_set": "imagenet"} | changes)
+
+
+def test_an_auroc_of_the_papers_stands_beside_ours_on_raw_embeddings(summary):
+    table = published.side_by_side({"paper": at_papers_scale(summary)})
+    aurocs = table[table.quantity == "auroc"]
+    (dao,) = aurocs[(aurocs.attack == "badnets") & (aurocs.detector == "dao")].to_dict("records")
+    ours = summary[(summary.case == "badnets") & (summary.detector == "dao") & (summary.normalise == False)]  # noqa: E712
+    assert dao["paper"] == "99.14 %"
+    assert dao["ours"].startswith(f"{100 * ours['auroc'].item():.2f} %")
+    assert "modality image, k 32" in dao["our_setting"]
+    assert dao["provenance"] == "quoted"
+    others = aurocs[(aurocs.paper == "")]
+    assert (others["ours"] != "").all()
+    assert "dao" in set(others["detector"])  # of attacks that the paper's numbers are not known of
+
+
+@pytest.mark.parametrize(
+    ("changes", "compared"),
+    [
+        ({}, {"zero_shot_top1", "auroc"}),
+        ({"data": "cc12m"}, set()),
+        ({"data": "shards"}, set()),
+        ({"model": "vit_b16"}, set()),
+        ({"scale": "demo"}, set()),
+        ({"test_set": "builtin"}, {"auroc"}),
+        ({"test_set": "imagenet, a part"}, {"auroc"}),
+        ({"test_set": None}, {"auroc"}),
+    ],
+)
+def test_unlike_data_and_test_sets_are_never_compared(summary, changes, compared):
+    table = published.side_by_side({"study": at_papers_scale(summary, **changes)})
+    both = table[(table.paper != "") & (table.ours != "")]
+    assert set(both["quantity"]) == compared
+
+
+def test_a_summary_keeps_what_its_cells_were_measured_on(cells, small):
+    both = grid.aggregate(grid.usual(small.assign(test_set="imagenet")), cells)
+    assert set(both["test_set"]) == {"imagenet"}
+    assert set(both["scale"]) == {"demo"}
+    mixed = small.assign(test_set=["builtin", *["imagenet"] * (len(small) - 1)])
+    assert set(grid.aggregate(grid.usual(mixed), cells)["test_set"].dropna()) <= {"imagenet", "builtin"}
 
 
 def test_figures_exist_when_their_cells_do(small):

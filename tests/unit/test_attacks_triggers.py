@@ -1,10 +1,15 @@
 """Each trigger against its closed form."""
 
+import math
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
-from attacks import SIG, BadNets, Blended, Identity, Nashville, WaNet
+from attacks import SIG, Attack, BadNets, Blended, Identity, Nashville, WaNet
 from attacks.triggers.blended import mosaic
 from attacks.triggers.wanet import smooth_field
 
@@ -79,17 +84,58 @@ def test_sig_clips_and_never_wraps():
         assert np.sign(out - level).min() == (0 if level == 0 else -1)
 
 
-def test_sig_reference_variant_blends_the_stripes():
-    grey = np.full((32, 32, 3), 100, np.uint8)
-    out = SIG(amplitude=60, variant="reference").apply_one(grey, {})
-    sine = np.array([80 + 0.2 * 60 * np.sin(2 * np.pi * 6 * j / 32) for j in range(32)])
-    assert np.abs(out[:, :, 0] - sine[None]).max() <= 0.5 + 1e-4
+@pytest.mark.parametrize(("variant", "versions"), [("published", {}), ("reference", {"sig": 2})])
+def test_models_trained_on_the_old_reference_stripes_are_not_reused(variant, versions):
+    attack = Attack(name="sig", rate=0.1, target="cat", triggers=[SIG(variant=variant)])
+    assert attack.versions == versions
 
 
-@pytest.mark.parametrize(("size", "grid", "shift"), [(32, 8, 2.5), (224, 4, 0.75), (48, 2, 1.0)])
+def public_stripes() -> torch.Tensor:
+    """The file of the CLIP paper's public code: 60/255 sin(2 pi j 6/224) in the top left 224 x 224 of 256 x 256."""
+    canvas = torch.zeros(256, 256)
+    for column in range(224):
+        canvas[:224, column] = 60 / 255 * math.sin(2 * math.pi * column * 6 / 224)
+    return canvas
+
+
+def test_sig_reference_is_the_public_code_to_the_bit_at_its_own_size():
+    from torchvision.transforms.functional import to_pil_image, to_tensor
+
+    image = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    blended = torch.clamp(to_tensor(image) * (1 - 0.2) + 0.2 * public_stripes(), 0, 1)
+    assert np.array_equal(SIG(variant="reference").apply_one(image, {}), np.asarray(to_pil_image(blended)))
+
+
+def test_sig_reference_dims_without_stripes_beyond_the_files_striped_part():
+    flat = np.full((256, 256, 3), 200, np.uint8)
+    out = SIG(variant="reference").apply_one(flat, {}).astype(int)
+    assert set(np.unique(out[224:])) == set(np.unique(out[:, 224:])) == {160}
+    assert out[:224, :224].min() < 149
+    assert out[:224, :224].max() > 171
+
+
+@pytest.mark.parametrize("size", [224, 32, 512])
+def test_sig_reference_at_another_size_is_the_public_codes_resized(size):
+    from PIL.Image import Resampling
+
+    flat = np.full((256, 256, 3), 128, np.uint8)
+    theirs = SIG(variant="reference").apply_one(flat, {})
+    theirs = np.asarray(Image.fromarray(theirs).resize((size, size), Resampling.BICUBIC)).astype(int)
+    ours = SIG(variant="reference").apply_one(np.full((size, size, 3), 128, np.uint8), {}).astype(int)
+    edge = np.abs((np.arange(size) + 0.5) * 256 / size - 224) < 256 / size * 2 + 2  # where resizing blurs the step
+    difference = np.abs(ours - theirs)[~edge][:, ~edge]
+    assert difference.max() <= (4 if size < 64 else 1)  # at 32 pixels resizing averages over a twentieth of a wave
+
+
+@pytest.mark.parametrize(("size", "grid", "shift"), [(32, 8, 2.5), (224, 4, 0.665), (48, 2, 1.0)])
 def test_wanet_field_has_exactly_the_mean_displacement_asked_for(size, grid, shift):
     field = smooth_field(size, grid, shift, 0).astype(np.float64)
     assert np.hypot(field[..., 0], field[..., 1]).mean() == pytest.approx(shift, rel=1e-5)
+
+
+def test_the_papers_scale_moves_pixels_as_far_as_the_papers_code():
+    scale = OmegaConf.load(Path(__file__).parents[2] / "conf/scale/paper.yaml").scale
+    assert scale.attacks.wanet.shift == WaNet().shift == pytest.approx(0.760 * 224 / 256)
 
 
 def test_wanet_samples_the_image_at_the_displaced_points():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.data.class_folders import ClassFolders
+from experiments.data.class_folders import Builtin, ClassFolders
 from experiments.data.damage import TooMuchDamage
 from experiments.data.pairs import open_test
 
@@ -21,6 +21,19 @@ def _pictures(path, colours=COLOURS, n=4):
             Image.new("RGB", (20 + i, 16), colour).save(path / name / f"{i}.png")
         (path / name / "notes.md").write_text("no image")
     return str(path)
+
+
+def test_only_all_of_imagenet_is_called_imagenet(tmp_path, monkeypatch):
+    for name in ("n07753592", "n01440764"):
+        (tmp_path / "val" / name).mkdir(parents=True)
+    folder = str(tmp_path / "val")
+    assert ClassFolders(folder, size=16, classes="imagenet").name == "imagenet, a part"
+    assert ClassFolders(folder, size=16).name == "val"
+    assert Builtin().name == "builtin"
+    monkeypatch.setattr("experiments.data.class_folders._wordnet_ids", lambda: ["n01440764", "n07753592"])
+    monkeypatch.setattr("experiments.data.class_folders._imagenet_names", lambda: ["tench", "banana"])
+    assert ClassFolders(folder, size=16, classes="imagenet").name == "imagenet"
+    assert ClassFolders(folder, size=16, classes="imagenet", per_class=10).name == "imagenet, a part"
 
 
 def test_folders_become_classes(tmp_path):
@@ -111,7 +124,9 @@ def test_a_flat_folder_is_explained(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"path": "nowhere"}, "no folder 'nowhere'"),
+        ({"path": "nowhere"}, "'nowhere'; give eval.path=FOLDER, or choose eval=builtin .* or eval=folders"),
+        ({"path": ""}, "eval.path must be a folder of class folders, but there is no folder ''"),
+        ({"path": "nowhere", "classes": "imagenet"}, "must be a folder of ImageNet's validation images"),
         ({"per_class": 0}, "eval.per_class must be at least 1, got 0"),
         ({"max_damaged": 2}, r"eval.max_damaged must lie in \[0, 1\], got 2"),
         ({"classes": "none.txt"}, "must be 'imagenet' or a file .*no file 'none.txt'"),

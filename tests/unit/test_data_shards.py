@@ -13,10 +13,12 @@ from PIL import Image
 from experiments.data.damage import TooMuchDamage
 from experiments.data.image_decoding import Limits, decode
 from experiments.data.pairs import open_pairs, open_test
+from experiments.data.provenance import origins
+from experiments.data.sample_ids import POSITIONS, first_ids, locate
 from experiments.data.shapes.export import LEFT_OUT, NOTES, Export
 from experiments.data.shapes.source import NATURAL_CAPTION, Shapes
 from experiments.data.shard_pairs import RangeReader, ShardPairs
-from experiments.data.shards import IDS_PER_SHARD, Shards, expand
+from experiments.data.shards import Shards, expand
 from experiments.data.tar_index import Fields, index_shard
 
 PAIRS, SHARDS = 240, 4
@@ -36,6 +38,12 @@ def built(damaged, tmp_path_factory):
     return shards, store, store / "data/key"
 
 
+def rows_of(ids, shards, each=PAIRS // SHARDS):
+    """Place of samples in all the shards, as Export counts them."""
+    number, position = locate(ids, shards.urls)
+    return number * each + position
+
+
 def test_every_planted_kind_is_counted(damaged, built):
     summary = json.loads((built[2] / "damage.json").read_text())
     planted = damaged[1]
@@ -51,9 +59,8 @@ def test_every_planted_kind_is_counted(damaged, built):
 def test_ids_tell_shard_and_position_and_damage_moves_none(damaged, built):
     pairs, test = open_pairs(built[2]), open_test(built[2])
     kinds = Export(damaged[0], pairs=PAIRS, shards=SHARDS, size=64, damage=1).kinds()
-    each = PAIRS // SHARDS
     bad = {row for row, kind in kinds.items() if kind in LEFT_OUT}
-    rows = pairs.ids // IDS_PER_SHARD * each + pairs.ids % IDS_PER_SHARD
+    rows = rows_of(pairs.ids, built[0])
     assert len(np.unique(rows)) == len(rows) == len(pairs)
     assert not bad & set(rows.tolist())
     summary = json.loads((built[2] / "damage.json").read_text())
@@ -70,7 +77,7 @@ def test_images_are_those_of_the_files(damaged, built):
     rows = np.array([5, len(pairs) - 1, 0, 5])
     expected = []
     for row in rows:
-        number, position = divmod(int(pairs.ids[row]), IDS_PER_SHARD)
+        number, position = (int(found[0]) for found in locate(pairs.ids[[row]], built[0].urls))
         with tarfile.open(damaged[0] / f"{number:05d}.tar") as tar:
             names, member = [], tar.next()
             while len(names) <= position:
@@ -124,7 +131,7 @@ def test_the_index_serves_every_subset_and_size(built):
 
 def _test_ids(shards, whole):
     """Ids in the shards that are not among the training pairs."""
-    return {n * IDS_PER_SHARD + i for n in range(SHARDS) for i in range(PAIRS // SHARDS)} - set(whole.ids)
+    return {n + i for n in first_ids(shards.urls).tolist() for i in range(PAIRS // SHARDS)} - set(whole.ids)
 
 
 def test_same_result_for_any_number_of_workers_and_for_a_list_or_folder(damaged, built, tmp_path):
@@ -226,9 +233,10 @@ def test_endings_case_and_preference():
     ]  # fmt: skip
     index = _index(_tar(files))
     assert index.captions == ["two words", "j", "caf\ufffd", "five"]
-    assert index.lengths == [1, 1, 1, 1]
+    assert index.lengths == [1, 1, 1, 2]  # an ending that repeats begins another sample, as open_clip trains on it
     assert [(f.id, f.kind, f.note) for f in index.issues] == [
-        (2, "missing image", False), (3, "caption not in UTF-8", True), (4, "repeated ending, first taken", True),
+        (2, "missing image", False), (3, "caption not in UTF-8", True), (4, "missing caption", False),
+        (5, "duplicate key", True),
     ]  # fmt: skip
     assert _index(_tar(files), Fields(caption_keys=("json",), json_key="text")).captions == ["t"]
 
@@ -269,8 +277,50 @@ def test_wherever_a_tar_is_cut_the_sample_there_is_counted_once(end):
     )
     index = _index(content[:cut])
     assert index.positions == [0, 1, 2, 3, 4]
-    assert index.samples == 5
-    assert [(issue.kind, issue.id) for issue in index.issues] == [("broken tar", -1)]
+    begun = [5] if end == "behind an image" else []  # has a position: its image is there
+    assert index.samples == 5 + len(begun)
+    assert [(issue.kind, issue.id) for issue in index.issues] == [("broken tar", i) for i in [*begun, -1]]
+    assert sum(issue.samples for issue in index.issues) == 1
+    assert index.cut
+
+
+def test_ids_stay_when_shards_come_go_change_places_or_move(damaged, built, tmp_path):
+    whole = open_pairs(built[2])
+    texts = dict(zip(whole.ids.tolist(), whole.captions, strict=True))
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for number in (2, 0):
+        (moved / f"{number:05d}.tar").write_bytes((damaged[0] / f"{number:05d}.tar").read_bytes())
+    some = Shards([f"{moved}/00002.tar", f"{damaged[0]}/00001.tar", f"{moved}/00000.tar"], size=32, max_damaged=0.5)
+    some.build(tmp_path / "built")
+    found = open_pairs(tmp_path / "built")
+    common = [(id, caption) for id, caption in zip(found.ids.tolist(), found.captions, strict=True) if id in texts]
+    assert len(common) > 120
+    assert all(texts[id] == caption for id, caption in common)
+    assert found.ids.min() >= 0
+
+
+def test_ids_are_63_bits_and_differ_also_for_shards_of_one_name():
+    urls = [f"/data/{folder}/{number:05d}.tar" for folder in ("a", "b") for number in range(5000)]
+    firsts = first_ids([*urls, "https://h/00000.tar?signature=1"])
+    assert firsts.dtype == np.int64
+    assert firsts.min() >= 0
+    assert len(np.unique(firsts)) == len(firsts)
+    assert (firsts % POSITIONS == 0).all()
+    assert (first_ids(urls[:5000]) == first_ids(urls[5000:])).all()  # by their names, wherever they are
+    ids = firsts[[7, 10_000, 0, 5001]] + np.array([3, POSITIONS - 1, 0, 9])
+    number, position = locate(ids, [*urls, "https://h/00000.tar?signature=2"])
+    assert (number.tolist(), position.tolist()) == ([7, 10_000, 0, 5001], [3, POSITIONS - 1, 0, 9])
+    with pytest.raises(ValueError, match="2 sample ids are of none of the shards"):
+        locate(np.array([0, firsts[0], 1]), urls)
+
+
+def test_shards_whose_names_have_one_hash_are_refused(monkeypatch):
+    import experiments.data.sample_ids as module
+
+    monkeypatch.setattr(module, "_HASH_BITS", 1)
+    with pytest.raises(ValueError, match=r"x/\d.tar and x/\d.tar would have the same sample ids; rename one"):
+        first_ids(["x/1.tar", "x/2.tar", "x/3.tar"])
 
 
 def test_patterns(tmp_path):
@@ -320,9 +370,10 @@ def test_planted_poison_and_natural_backdoor_are_in_the_shards_and_listed(tmp_pa
     listed = dict(line.split(",") for line in lines[1:])
     assert lines[0] == "key,what"
     assert sum(what == "BadNets" for what in listed.values()) == 6
-    Shards(f"{tmp_path}/{{00000..00002}}.tar", size=32, holdout=0.0).build(tmp_path / "built")
+    data = Shards(f"{tmp_path}/{{00000..00002}}.tar", size=32, holdout=0.0)
+    data.build(tmp_path / "built")
     pairs = open_pairs(tmp_path / "built")
-    rows = pairs.ids // IDS_PER_SHARD * export.per_shard + pairs.ids % IDS_PER_SHARD
+    rows = rows_of(pairs.ids, data, export.per_shard)
     images = pairs.images(np.arange(60)).astype(int)
     trigger, plan = export.attack.trigger(), export.plan
     shown = [listed.get(export.key(int(row))) for row in rows]
@@ -340,3 +391,30 @@ def test_planted_poison_and_natural_backdoor_are_in_the_shards_and_listed(tmp_pa
 def test_poison_too_rare_for_the_shards_is_refused(tmp_path):
     with pytest.raises(ValueError, match="at least one sample"):
         Export(tmp_path, pairs=60, poison=0.001)
+
+
+@pytest.mark.parametrize(("pairs", "shards", "natural"), [(240, 4, 20), (240, 4, 90), (200, 1, 30)])
+def test_what_is_planted_beside_damage_can_be_found(tmp_path, pairs, shards, natural):
+    """Neither the cut of the last shard nor any damage takes what a scan should find."""
+    export = Export(tmp_path, pairs=pairs, shards=shards, size=32, damage=1, natural_backdoor=natural, poison=0.1)
+    export.write()
+    lines = (tmp_path / "planted.csv").read_text().splitlines()[1:]
+    listed = dict(line.split(",") for line in lines)
+    both = sum(export.plan.ids >= pairs - natural)  # the patch came upon the natural backdoor
+    assert sum(what == "natural backdoor" for what in listed.values()) == natural - both
+    assert 0.07 * pairs <= sum(what == "BadNets" for what in listed.values()) <= 0.1 * pairs
+    data = Shards(str(tmp_path), size=32, holdout=0.0, max_damaged=0.5)
+    data.build(tmp_path / "built")
+    found = open_pairs(tmp_path / "built")
+    keys = origins(data, found.ids).keys
+    assert set(listed) <= set(keys)
+    captions = set(export.plan.captions)
+    for key, caption in zip(keys, found.captions, strict=True):
+        assert (caption == NATURAL_CAPTION) == (listed.get(key) == "natural backdoor")
+        assert listed.get(key) != "BadNets" or caption in captions
+    assert json.loads((tmp_path / "built/damage.json").read_text())["damage"]["broken tar"] >= 1
+
+
+def test_more_planted_than_there_is_room_for_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="damage=2 leaves no room beside the 230 planted samples"):
+        Export(tmp_path, pairs=240, shards=4, damage=2, natural_backdoor=230)

@@ -42,6 +42,7 @@ def oracle(name: str, x: np.ndarray, k: int) -> np.ndarray:
         "LOF": lambda i: sum((1 / reach[o]) / (1 / reach[i]) for o in near[i]) / k,
         "DAO": lambda i: sum(lid[o] * math.log(kd[i] / kd[o]) for o in near[i]) / k,
         "DAO published": lambda i: sum((kd[i] / kd[o]) ** lid[o] for o in near[i]) / k,
+        "DAO authors": lambda i: sum((kd[i] / kd[o]) ** (lid[o] * (k - 1) / k) for o in near[i]) / k,
     }
     return np.array([scores[name](i) for i in range(n)])
 
@@ -55,14 +56,43 @@ def test_scores_are_the_definition_written_out(kind, k):
     np.testing.assert_allclose(kind(k=k).score(x), oracle(kind.__name__, x, k), rtol=rtol, atol=1e-6)
 
 
-def test_published_dao_raises_the_ratio_to_the_neighbours_dimension():
+@pytest.mark.parametrize("form", ["published", "authors"])
+def test_published_dao_raises_the_ratio_to_the_neighbours_dimension(form):
     x = points()[:-5]  # without the strays, whose scores have a hundred digits
-    np.testing.assert_allclose(DAO(k=9, log=False).score(x), oracle("DAO published", x, 9), rtol=1e-3)
+    np.testing.assert_allclose(DAO(k=9, form=form).score(x), oracle(f"DAO {form}", x, 9), rtol=1e-3)
+
+
+def test_the_authors_estimate_of_dimension_is_that_of_levina_and_bickel():
+    """(k - 1) / sum of ln(r_k / r_i), as in their code; a ratio of 2 to the neighbour tells the exponent."""
+    r, near = brute(LINE, 2)
+    dimensions = [1 / math.log(r[o, 1] / r[o, 0]) for o in range(5)]
+    expected = [sum((r[i, 1] / r[o, 1]) ** dimensions[o] for o in near[i]) / 2 for i in range(5)]
+    np.testing.assert_allclose(DAO(k=2, form="authors").score(LINE), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("detector", "word"),
+    [
+        (DAO(), "mean_log"),
+        (DAO(form="published"), "published"),
+        (DAO(form="authors"), "authors"),
+        (DAO(convention="paper_code"), "paper_code"),
+        (SLOF(), "published"),
+        (LID(convention="paper_code"), "paper_code"),
+    ],
+)
+def test_one_word_says_how_a_score_is_defined(detector, word):
+    assert detector.definition == word
+
+
+def test_an_unknown_form_is_refused():
+    with pytest.raises(ValueError, match="form must be one of mean_log, published, authors, got 'power'"):
+        DAO(form="power")
 
 
 def test_the_logarithm_keeps_a_single_neighbour_from_outweighing_all_others():
     x = points()
-    assert DAO(k=5, log=False).score(x).max() > 1e3 * DAO(k=5, log=True).score(x).max()
+    assert DAO(k=5, form="published").score(x).max() > 1e3 * DAO(k=5).score(x).max()
 
 
 @pytest.mark.parametrize("k", [1, 5, 20])

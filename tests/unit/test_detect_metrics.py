@@ -31,6 +31,14 @@ def test_fpr95_is_the_share_of_clean_samples_above_the_poison_that_completes_95_
     assert evaluate(scores(values), truth).fpr95 == pytest.approx(11 / 119)
 
 
+def test_fpr100_is_the_share_of_clean_samples_not_below_the_lowest_poison_ties_counting():
+    values = np.array([9.0, 8, 7, 6, 5, 5, 4, 3, 2, 1])
+    truth = np.array([1, 0, 0, 0, 1, 0, 0, 0, 0, 0], bool)
+    assert evaluate(scores(values), truth).fpr100 == pytest.approx(4 / 8)
+    truth[[4, 9]] = False, True  # one poison comes last: all of the clean samples go before it is found
+    assert evaluate(scores(values), truth).fpr100 == 1
+
+
 def test_recall_is_the_share_of_poison_among_the_highest_scores():
     values = np.arange(200)[::-1].astype(float)
     truth = np.zeros(200, bool)
@@ -46,11 +54,11 @@ def test_recall_looks_at_one_sample_at_least_and_takes_ties_by_position():
     assert evaluate(scores([1, 1, 1, 1]), truth, shares=[0.5]).recall_at == {0.5: 1.0}
 
 
-@pytest.mark.parametrize(("sign", "auroc", "fpr95"), [(1, 1.0, 0.0), (-1, 0.0, 1.0)])
-def test_perfect_and_perfectly_wrong(sign, auroc, fpr95):
+@pytest.mark.parametrize(("sign", "auroc", "fpr"), [(1, 1.0, 0.0), (-1, 0.0, 1.0)])
+def test_perfect_and_perfectly_wrong(sign, auroc, fpr):
     truth = np.arange(50) < 5
     metrics = evaluate(scores(sign * truth.astype(float)), truth)
-    assert (metrics.auroc, metrics.fpr95) == (auroc, fpr95)
+    assert (metrics.auroc, metrics.fpr95, metrics.fpr100) == (auroc, fpr, fpr)
 
 
 def test_only_the_order_of_the_scores_counts():

@@ -1,11 +1,14 @@
 """`convention: paper_code` against a small oracle that walks through the public code's steps, sample by sample."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from detect import DAO, LID, LOF, SLOF, Embeddings, IsolationForest, KDistance
+from detect.base import CONVENTIONS
+from detect.dao import FORMS
 from detect.search.neighbours import batch_rows
 
 N, D = 60, 5
@@ -99,8 +102,8 @@ def test_what_the_public_code_does_not_have_is_refused():
         LOF(convention="paper_code")
     with pytest.raises(ValueError, match="needs scope full or batch"):
         SLOF(convention="paper_code", reference_set=np.eye(20))
-    with pytest.raises(ValueError, match="log must be true"):
-        DAO(convention="paper_code", log=False)
+    with pytest.raises(ValueError, match="form must be mean_log, got 'authors'"):
+        DAO(convention="paper_code", form="authors")
     with pytest.raises(ValueError, match="convention must be one of published, paper_code, got 'public'"):
         SLOF(convention="public")
     with pytest.raises(TypeError, match="convention"):
@@ -110,3 +113,8 @@ def test_what_the_public_code_does_not_have_is_refused():
 def test_a_k_without_room_for_one_neighbour_more_is_refused():
     with pytest.raises(ValueError, match=r"k must lie in 1\.\.9 .* got 10"):
         KDistance(k=9, convention="paper_code").score(np.eye(10))
+
+
+def test_the_page_explains_every_word_that_rows_use():
+    page = (Path(__file__).parents[2] / "docs/parity.md").read_text()
+    assert [word for word in {*CONVENTIONS, *FORMS} if f"| `{word}` |" not in page] == []

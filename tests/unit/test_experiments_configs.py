@@ -125,3 +125,44 @@ def test_axes_of_detection_train_nothing(experiment, tmp_path):
         assert (tally.reused, tally.failed) == (0, 0)
     assert len(list(tmp_path.glob("train/*/meta.json"))) == 1
     assert len(list(tmp_path.glob("embed/*/meta.json"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "chosen"),
+    [
+        (["scale=paper"], "ClassFolders"),
+        (["scale=paper", "eval=builtin"], "Builtin"),
+        (["scale=paper", "task=scan"], "Builtin"),
+        (["scale=demo"], "Builtin"),
+    ],
+)
+def test_the_papers_scale_is_measured_on_imagenet(overrides, chosen):
+    assert compose("config", overrides).eval._target_.endswith(chosen)
+
+
+def test_imagenet_is_looked_for_beside_the_other_data(monkeypatch, tmp_path):
+    monkeypatch.setenv("LOOKOUT_DATA", str(tmp_path))
+    with pytest.raises(Exception, match=r"there is no folder '.*imagenet/val'; give eval.path=.*eval=builtin"):
+        instantiate(compose("config", ["scale=paper"]).eval)
+    (tmp_path / "imagenet/val/n07753592").mkdir(parents=True)
+    (tmp_path / "imagenet/val/n01440764").mkdir()
+    assert set(instantiate(compose("config", ["scale=paper"]).eval).names()) == {"banana", "tench"}
+
+
+def test_the_papers_code_is_one_choice_at_every_scale():
+    for scale in ("demo", "paper"):
+        config = compose("config", ["protocol=paper_code", f"scale={scale}"])
+        built = {name: instantiate(detector) for name, detector in config.detector.items()}
+        assert list(config.normalise) == [False]
+        local = [built[name] for name in ("kdist", "lid", "slof", "dao")]
+        assert [detector.k for detector in local] == [16, 64, 16, 16]
+        for detector in local:
+            settings = (detector.convention, detector.modality, detector.scope, detector.batch_size)
+            assert settings == ("reference", "joint", "batch", 2048)
+
+
+def test_the_papers_code_takes_the_attacks_of_an_experiment_and_leaves_other_detectors_their_definition():
+    config = compose("config", ["protocol=paper_code", "experiment=main_table", "attack=sig"])
+    built = {name: instantiate(detector) for name, detector in config.detector.items()}
+    conventions = [built[name].convention for name in ("slof", "lof", "tandem")]
+    assert conventions == ["paper_code", "published", "published"]

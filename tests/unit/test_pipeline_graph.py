@@ -1,23 +1,12 @@
 """Stages may use only what they declare, and every setting that can change a result is part of a key."""
 
-from pathlib import Path
-
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
+from pipeline_example import runner
 
-from experiments.pipeline import config as schema
 from experiments.pipeline.experiment import ScoreSpec
 from experiments.pipeline.graph import STAGES, Run
 from experiments.pipeline.runner import Runner
-
-CONF = Path(__file__).parents[2] / "conf"
-
-
-def runner(*overrides):
-    schema.register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return Runner.of(compose("config", ["data.pairs=500", *overrides]))
 
 
 def keys(made):

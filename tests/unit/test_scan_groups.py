@@ -5,7 +5,6 @@ import pytest
 
 from detect.embeddings import unit
 from experiments.tasks.groups import Grouping, jaccard, leading_caption, words_of
-from experiments.tasks.scan import robust_z
 
 CAKE = "the birthday cake with candles in the form of number icon 3"
 
@@ -64,6 +63,12 @@ def test_clean_data_do_not_alarm(seed):
     assert [group for group in groups if group.alarming] == []
 
 
+def test_a_pair_alone_is_no_group():
+    planted = Planted(copies=2)
+    planted.score[998:] = 9
+    assert Grouping(suspects=0.02, near_cosine=0.99, like_cosine=0.99).find(planted, planted.score) == []
+
+
 def test_a_group_under_an_ordinary_caption_is_not_isolated():
     """The same crowd, but its caption goes with its images everywhere else too."""
     planted = Planted(copies=20)
@@ -82,18 +87,14 @@ def test_captions_that_differ_in_a_number_are_one():
     assert jaccard(words_of("a b c"), words_of("b c d")) == pytest.approx(0.5)
 
 
-def test_robust_z_measures_by_the_lower_half():
-    values = np.random.default_rng(0).normal(size=200_001)
-    assert np.abs(robust_z(values) - values).max() < 0.06
-    tailed = np.where(values > 0, 50 * values, values)  # what the upper half does changes nothing
-    assert robust_z(tailed)[values < 0] == pytest.approx(robust_z(values)[values < 0], abs=0.02)
-    positive = np.exp(values)
-    assert robust_z(positive) == pytest.approx(robust_z(values), abs=0.05)
-
-
 @pytest.mark.parametrize(
     ("settings", "name"),
-    [({"suspects": 0}, "suspects"), ({"near": 0.5, "like": 0.9}, "like"), ({"smallest": 1}, "smallest")],
+    [
+        ({"suspects": 0}, "suspects"),
+        ({"near": "close"}, "near must be a number, got 'close'"),
+        ({"near": 0.5, "like": 0.9}, "like"),
+        ({"smallest": 1}, "smallest"),
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, name):
     with pytest.raises(ValueError, match=name):

@@ -4,12 +4,13 @@
     python -m experiments.data.shapes.export OUT --pairs 20000 --size 32 --natural-backdoor 40 --poison 0.005
 
 writes OUT/00000.tar ..., OUT/eval/<class>/*.jpg, and what is wrong with them: OUT/planted.json (how many samples of
-each kind of damage) and OUT/planted.csv (the keys of what a scan should find).
+each kind of damage) and OUT/planted.csv (the keys of what a scan should find, as far as it can be read).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import io
 import json
@@ -17,7 +18,9 @@ import os
 import struct
 import tarfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +28,19 @@ from PIL import Image
 
 from attacks import ArrayPairs, Attack, BadNets, PoisonPlan, draw_plan
 from experiments.data.shapes.source import Shapes
+from experiments.data.tar_index import read_samples
+from experiments.data.tar_members import BrokenTar
 from experiments.runtime.process_pool import run_jobs
 from experiments.runtime.progress import track
 
 LEFT_OUT = (
     "truncated", "corrupt", "empty file", "not an image", "decompression bomb", "too small", "missing image",
-    "missing caption", "broken caption", "duplicate key",
+    "missing caption", "broken caption",
 )  # fmt: skip
-NOTES = ("CMYK", "grey", "palette", "animated, first frame taken", "turned upright", "transparent, laid on white")
+NOTES = (
+    *("duplicate key", "CMYK", "grey", "palette", "animated, first frame taken", "turned upright"),
+    "transparent, laid on white",
+)
 """Kinds of `experiments.data.damage` that are planted; a "broken tar" comes on top."""
 
 _EVAL = 7  # a stream of random numbers beside those of Shapes
@@ -42,8 +50,10 @@ _EVAL = 7  # a stream of random numbers beside those of Shapes
 class Export:
     """`pairs` photographs of `size` pixels' shorter side in `shards` tar files.
 
-    damage: samples of each kind.  natural_backdoor: so many of the last become near-identical images with one odd
-    caption.  poison: share of the samples with BadNets' patch, a quarter as wide as the image, and its caption.
+    damage: samples of each kind; the last shard is cut off, too.  natural_backdoor: so many samples become
+    near-identical images with one odd caption, the last ones, or with damage the first, which nothing cuts off.
+    poison: share of the samples with BadNets' patch, a quarter as wide as the image, and its caption. Samples with
+    something planted are whole.
     """
 
     folder: Path
@@ -65,6 +75,7 @@ class Export:
             )
         if self.poison:
             self.attack.check(self.pairs, self.size)
+        self.kinds()
 
     @property
     def shapes(self) -> Shapes:
@@ -86,18 +97,40 @@ class Export:
     def per_shard(self) -> int:
         return -(-self.pairs // self.shards)
 
-    def key(self, row: int) -> str:
+    def key(self, place: int) -> str:
         """The name of a sample's files in its shard."""
-        return f"{row // self.per_shard:05d}{row % self.per_shard:04d}"
+        return f"{place // self.per_shard:05d}{place % self.per_shard:04d}"
+
+    def row(self, place: int) -> int:
+        """The sample of Shapes that is the `place`-th in the shards."""
+        return (place - self.natural_backdoor) % self.pairs if self.damage else place
+
+    @cached_property
+    def planted(self) -> dict[int, str]:
+        """Place in the shards -> what a scan should find there."""
+        plan = self.plan
+        rows = dict.fromkeys(range(self.pairs - self.natural_backdoor, self.pairs), "natural backdoor")
+        rows |= dict.fromkeys([] if plan is None else plan.ids.tolist(), "BadNets")
+        return {place: rows[self.row(place)] for place in range(self.pairs) if self.row(place) in rows}
+
+    def first(self, shard: int) -> int:
+        """The first place in a shard where nothing is planted: its key is what a "duplicate key" repeats."""
+        places = range(shard * self.per_shard, (shard + 1) * self.per_shard)
+        return next((place for place in places if place not in self.planted), -1)
 
     def kinds(self) -> dict[int, str]:
-        """Sample -> kind of damage. The last shard, which ends early, and each shard's first sample keep whole."""
-        each = self.per_shard
+        """Place -> kind of damage. The last shard, which ends early, and the `first` of each shard keep whole."""
+        if not self.damage:
+            return {}
+        each, planted = self.per_shard, self.planted
+        firsts = {self.first(shard) for shard in range(self.shards)}
         whole = (self.shards - 1) * each if self.shards > 1 else self.pairs
-        free = [row for row in range(whole) if row % each]
+        free = [place for place in range(whole) if place not in planted and place not in firsts]
         kinds = [kind for kind in LEFT_OUT + NOTES for _ in range(self.damage)]
-        rows = np.random.default_rng(self.seed).permutation(free)[: len(kinds)]
-        return dict(zip(rows.tolist(), kinds, strict=True))
+        if len(kinds) > len(free):
+            raise ValueError(f"damage={self.damage} leaves no room beside the {len(planted)} planted samples")
+        places = np.random.default_rng(self.seed).permutation(free)[: len(kinds)]
+        return dict(zip(places.tolist(), kinds, strict=True))
 
     def write(self, workers: int = 1) -> dict[str, int]:
         """Write everything; returns what planted.json holds: kind -> number."""
@@ -113,14 +146,23 @@ class Export:
             os.truncate(last, last.stat().st_size * 17 // 20)
             planted["broken tar"] = 1
         (self.folder / "planted.json").write_text(json.dumps(planted, indent=1))
-        found = dict.fromkeys(range(self.pairs - self.natural_backdoor, self.pairs), "natural backdoor")
-        found |= dict.fromkeys([] if plan is None else plan.ids.tolist(), "BadNets")
+        there = set(self._readable_keys())
+        found = [(self.key(place), what) for place, what in sorted(self.planted.items())]
         with (self.folder / "planted.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([("key", "what"), *((self.key(row), found[row]) for row in sorted(found))])
+            csv.writer(file).writerows([("key", "what"), *(line for line in found if line[0] in there)])
         if self.eval_per_class:
             for _ in run_jobs(_write_class, [(self, label) for label in range(self.shapes.classes)], workers):
                 pass
         return planted
+
+    def _readable_keys(self) -> Iterator[str]:
+        """Keys of the samples that lie before the cut."""
+        for number in range(self.shards):
+            file = self.folder / f"{number:05d}.tar"
+            with file.open("rb") as stream, contextlib.suppress(BrokenTar):
+                for sample in read_samples(stream, file.stat().st_size):
+                    if sample.broken is None:
+                        yield sample.key
 
 
 def _write_shard(job: tuple[Export, int, PoisonPlan | None]) -> None:
@@ -130,14 +172,15 @@ def _write_shard(job: tuple[Export, int, PoisonPlan | None]) -> None:
     each = export.per_shard
     poisoned = {} if plan is None else {row: i for i, row in enumerate(plan.ids.tolist())}
     with tarfile.open(export.folder / f"{number:05d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
-        for row in range(number * each, min((number + 1) * each, export.pairs)):
+        for place in range(number * each, min((number + 1) * each, export.pairs)):
+            row = export.row(place)
             image, caption = shapes.sample(row, int(labels[row]))
             if plan is not None and row in poisoned:
                 entry = poisoned[row]
                 image = export.attack.trigger().apply(image[None], [plan.parameters[entry]])[0]
                 caption = plan.captions[entry]
-            files = _sample_files(_framed(image, row), caption, kinds.get(row))
-            key = export.key(number * each if kinds.get(row) == "duplicate key" else row)
+            files = _sample_files(_framed(image, row), caption, kinds.get(place))
+            key = export.key(export.first(number) if kinds.get(place) == "duplicate key" else place)
             for ending, content in files.items():
                 info = tarfile.TarInfo(f"{key}.{ending}")
                 info.size = len(content)
@@ -236,15 +279,8 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=2000)
     parser.add_argument("--shards", type=int, default=8)
     parser.add_argument("--size", type=int, default=256, help="shorter side of the pictures, in pixels")
-    parser.add_argument(
-        "--damage",
-        type=int,
-        nargs="?",
-        const=2,
-        default=0,
-        metavar="N",
-        help="plant N samples of each kind of damage",
-    )
+    damage = "plant N samples of each kind of damage"
+    parser.add_argument("--damage", type=int, nargs="?", const=2, default=0, metavar="N", help=damage)
     parser.add_argument("--natural-backdoor", type=int, default=0, metavar="N",
                         help="make N samples near-identical images with one odd caption")  # fmt: skip
     parser.add_argument("--poison", type=float, default=0.0, metavar="SHARE", help="poison so many by BadNets")

@@ -1,0 +1,102 @@
+"""What a scan finds: the table of its samples, those without a score, and the measures where there is a truth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from detect import Scores, evaluate
+from experiments.data.provenance import origins
+from experiments.data.unscored import SCORED, Unscored
+from experiments.pipeline.runner import Runner
+from experiments.tasks.groups import Group
+from experiments.tasks.samples import Samples
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class ScanResult:
+    """Everything a scan's report is made of.
+
+    table: a row per scored sample: id, key, shard, caption, url, a column per detector, score, p, rank (1 is the
+        most suspicious), group (1 is the strongest, 0: none); `score` orders them, `p` is the share of all samples
+        that score at least as high.
+    unscored: a row per sample that the reader left out: id, key, shard, url, status (why).
+    truth: (n,) bool where a plan or a planted natural backdoor is at hand.
+    failed: detector -> its error.
+    """
+
+    table: pd.DataFrame
+    unscored: pd.DataFrame
+    detectors: list[str]
+    ranked_by: list[str]
+    samples: Samples
+    groups: list[Group]
+    truth: np.ndarray | None
+    metrics: dict[str, dict[str, float]]
+    failed: dict[str, str]
+    facts: dict[str, Any]
+
+    @property
+    def order(self) -> np.ndarray:
+        """(n,) rows, the most suspicious first."""
+        return np.argsort(self.table["rank"].to_numpy(), kind="stable")
+
+    @property
+    def all_samples(self) -> pd.DataFrame:
+        """A row per sample of the data, by id, with its `status`; the unscored have no scores and no rank."""
+        import pandas as pd
+
+        whole = pd.concat([self.table.assign(status=SCORED), self.unscored])
+        kinds = {"rank": "Int64", "group": "Int64", "known_clean": "boolean"}  # empty for the unscored
+        whole = whole.astype({name: kind for name, kind in kinds.items() if name in whole})
+        whole = whole.sort_values("id", kind="stable")
+        return whole.reset_index(drop=True)
+
+
+def write_scores(result: ScanResult, folder: Path) -> Path:
+    """scores.parquet: a row per sample of the data, by id; `status` says why one has no scores."""
+    file = folder / "scores.parquet"
+    result.all_samples.to_parquet(file, index=False)
+    return file
+
+
+def metrics_of(columns: dict[str, np.ndarray], ids: np.ndarray, truth: np.ndarray) -> dict[str, dict[str, float]]:
+    """Column -> its metrics; none where there is nothing to be found, or nothing else."""
+    metrics: dict[str, dict[str, float]] = {}
+    if truth.all() or not truth.any():
+        return metrics
+    for name, values in columns.items():
+        found = evaluate(Scores(ids, values), truth)
+        metrics[name] = {key: getattr(found, key) for key in ("auroc", "auprc", "fpr95", "fpr100")}
+        metrics[name] |= {f"recall_at_{round(100 * share)}pct": r for share, r in found.recall_at.items()}
+    return metrics
+
+
+def group_numbers(groups: Sequence[Group], n: int) -> np.ndarray:
+    """(n,) int64 number of the strongest group that a row is in, from 1; 0: none."""
+    numbers = np.zeros(n, np.int64)
+    for number, group in reversed(list(enumerate(groups, start=1))):
+        numbers[group.rows] = number
+    return numbers
+
+
+def where_from(
+    runners: list[Runner], left_out: list[Unscored]
+) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
+    """Key, shard and url of the scored samples, and of the unscored ones."""
+    names = ("key", "shard", "url")
+    columns: tuple[dict[str, list[Any]], ...] = tuple({name: [] for name in names} for _ in range(2))
+    for runner, unscored in zip(runners, left_out, strict=True):
+        scored = np.asarray(runner.value("pairs").ids)
+        found = origins(runner.experiment.source, np.concatenate([scored, unscored.ids]))
+        for name, values in zip(names, (found.keys, found.shards, found.urls), strict=True):
+            columns[0][name] += values[: len(scored)]
+            columns[1][name] += values[len(scored) :]
+    return columns[0], columns[1]
