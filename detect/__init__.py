@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from detect.subspace import SubspaceDetection
     from detect.tandem import Tandem
 
+__version__ = "0.1.0"
+
 _HOME = {
     "ABL": "abl",
     "BDetCLIP": "bdetclip",

@@ -10,8 +10,8 @@ import numpy as np
 
 from analysis.pages.results import render, thumbnail
 from analysis.style import detector_label
+from experiments.data.unscored import unscored_lines
 from experiments.runtime.safe_text import printable
-from experiments.tasks.unscored import unscored_lines
 
 if TYPE_CHECKING:
     from experiments.tasks.groups import Group

@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.runtime.console import replace_unprintable
+
 
 @dataclass(frozen=True)
 class Ratio:
@@ -262,6 +264,7 @@ def gpu(quick: bool) -> Iterator[Ratio | Check]:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    replace_unprintable()
     parser = argparse.ArgumentParser(prog="python -m experiments.bench", description=__doc__.splitlines()[0])
     parser.add_argument("sections", nargs="*", help=f"which of {', '.join(SECTIONS)}; all, if none is named")
     parser.add_argument(

@@ -24,7 +24,6 @@ from attacks.captions import holds_word, templates
 from detect import Detector, Embeddings, LocalDetector, Neighbours, NeighbourSearch
 from detect.search.neighbours import VERSION
 from detect.views import VIEWS
-from experiments.clip.from_store import Trained
 from experiments.data.class_folders import Builtin
 from experiments.data.damage import LIST
 from experiments.data.jpeg_batches import JPEGDecoder
@@ -124,12 +123,9 @@ class Study:
 
     @functools.cached_property
     def train_entry(self) -> Entry:
-        config: dict[str, Any] = {"model": self._resolved("model")}
+        config: dict[str, Any] = {"model": self.model_spec.without_paths(self._resolved("model"))}
         if self.model_spec.files:
-            config["files"] = {path: file_digest(path) for path in self.model_spec.files}
-        if isinstance(self.model_spec, Trained) and self.model_spec.trains:  # the same wherever the store lies
-            del config["model"]["folder"]
-            config["files"] = {Path(path).name: digest for path, digest in config["files"].items()}
+            config["files"] = {Path(path).name: file_digest(path) for path in self.model_spec.files}
         if not self.model_spec.trains:  # it is only fetched and brought into our form
             return self.get(Stage("train", 1, config), self._fetch)
         config["train"] = self._resolved("train") | {"precision": self.training.resolved_precision(self.device)}

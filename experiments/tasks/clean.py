@@ -17,12 +17,12 @@ import numpy as np
 from experiments.data.cleaned_folder import claim
 from experiments.data.shard_pairs import is_remote
 from experiments.data.shards import Shards
+from experiments.data.unscored import SCORED, unscored_lines
 from experiments.pipeline.study import Study
 from experiments.tasks.cleaned_shards import KEPT, REMOVED, UNSCORED, rewrite, tally
 from experiments.tasks.scan import Scan
 from experiments.tasks.scan_result import ScanResult
 from experiments.tasks.thresholds import RULES, Threshold
-from experiments.tasks.unscored import SCORED, unscored_lines
 
 if TYPE_CHECKING:
     import pandas as pd

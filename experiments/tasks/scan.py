@@ -24,12 +24,12 @@ from detect.conformal import conformal_among
 from detect.metrics import rank, rank_share
 from experiments.data.sample_ids import shard_name
 from experiments.data.shards import Shards
+from experiments.data.unscored import find_unscored, joined
 from experiments.pipeline.study import Study
 from experiments.runtime import distributed
 from experiments.tasks.groups import Grouping
 from experiments.tasks.samples import Samples
 from experiments.tasks.scan_result import ScanResult, group_numbers, metrics_of, where_from
-from experiments.tasks.unscored import find_unscored, joined
 
 log = logging.getLogger(__name__)
 

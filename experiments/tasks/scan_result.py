@@ -11,10 +11,10 @@ import numpy as np
 
 from detect import Scores, evaluate
 from experiments.data.provenance import origins
+from experiments.data.unscored import SCORED, Unscored
 from experiments.pipeline.study import Study
 from experiments.tasks.groups import Group
 from experiments.tasks.samples import Samples
-from experiments.tasks.unscored import SCORED, Unscored
 
 if TYPE_CHECKING:
     import pandas as pd

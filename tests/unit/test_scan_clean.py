@@ -18,8 +18,8 @@ from experiments.data.shapes.export import LEFT_OUT, Export
 from experiments.data.shard_copy import plan_copy
 from experiments.data.shards import Shards
 from experiments.data.tar_index import index_shard
+from experiments.data.unscored import find_unscored
 from experiments.tasks.cleaned_shards import KEPT, REMOVED, UNSCORED, rewrite, tally
-from experiments.tasks.unscored import find_unscored
 
 SETTINGS = {"task.remove": "count = 4"}
 
