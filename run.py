@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.pipeline import config as schema
 from experiments.pipeline.sweep import CellCounts
 from experiments.runtime import distributed
+from experiments.runtime.console import replace_unprintable
 
 log = logging.getLogger("lookout")
 schema.register()
@@ -23,6 +24,7 @@ schema.register()
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(config: DictConfig) -> CellCounts:
+    replace_unprintable()  # here for the jobs of a sweep in processes of their own
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import InstantiationException
     from hydra.types import RunMode
@@ -57,6 +59,7 @@ def main(config: DictConfig) -> CellCounts:
 
 
 if __name__ == "__main__":
+    replace_unprintable()
     arguments = sys.argv[1:]
     sys.argv[1:] = map(schema.quote_patterns, arguments)
     sys.argv += distributed.hydra_overrides()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.output_cache import Made, store_state
+from experiments.runtime.console import replace_unprintable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry of `python -m analysis`; returns the exit status."""
+    replace_unprintable()
     parser = argparse.ArgumentParser(
         prog="python -m analysis", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -120,7 +122,7 @@ def write_tables(
         files += hindsight.write(rows, out, stem(name), f"Beside the best k by the truth ({name})")
     beside = published.side_by_side(dict(summaries))
     beside.to_csv(files[1], index=False)
-    files[2].write_text(published.markdown(beside))
+    files[2].write_text(published.markdown(beside), encoding="utf-8")
     return files
 
 

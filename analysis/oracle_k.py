@@ -56,7 +56,7 @@ def write(rows: pd.DataFrame, folder: Path, stem: str, title: str) -> list[Path]
         return []
     files = [folder / f"hindsight_{stem}{suffix}" for suffix in (".csv", ".md")]
     table.to_csv(files[0], index=False)
-    files[1].write_text(markdown(table, title))
+    files[1].write_text(markdown(table, title), encoding="utf-8")
     return files
 
 

@@ -21,8 +21,8 @@ def write_tables(summary: pd.DataFrame, folder: Path, stem: str, title: str) -> 
     """Write `<stem>.csv`, `.md` and `.tex` of what `grid.aggregate` gave."""
     folder.mkdir(parents=True, exist_ok=True)
     summary.to_csv(folder / f"{stem}.csv", index=False)
-    (folder / f"{stem}.md").write_text(markdown(summary, title))
-    (folder / f"{stem}.tex").write_text(latex(summary, title))
+    (folder / f"{stem}.md").write_text(markdown(summary, title), encoding="utf-8")
+    (folder / f"{stem}.tex").write_text(latex(summary, title), encoding="utf-8")
     return [folder / f"{stem}{suffix}" for suffix in (".csv", ".md", ".tex")]
 
 

@@ -25,3 +25,5 @@ from .search.neighbours import find_neighbours as find_neighbours
 from .slof import SLOF as SLOF
 from .subspace import SubspaceDetection as SubspaceDetection
 from .tandem import Tandem as Tandem
+
+__version__: str

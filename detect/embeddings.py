@@ -90,9 +90,20 @@ class DetectorInputs:
 
 
 def unit(x: np.ndarray) -> np.ndarray:
-    """(n, d) -> rows of unit length; a zero row stays zero."""
-    length = np.linalg.norm(x, axis=1, keepdims=True)
-    return (x / np.where(length > 0, length, 1)).astype(np.float32)
+    """(n, d) -> rows of unit length; a zero row stays zero.
+
+    Rows whose squares float32 does not hold (lengths beyond 1e18, below 1e-15) are measured in float64.
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        length = np.linalg.norm(x, axis=1, keepdims=True)
+        whole = (x / np.where(length > 0, length, 1)).astype(np.float32)
+    hard = np.flatnonzero(~(length < 1e18) | (length < 1e-15))
+    if len(hard):
+        rows = np.asarray(x[hard], np.float64)
+        rows /= np.maximum(np.abs(rows).max(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+        length = np.linalg.norm(rows, axis=1, keepdims=True)
+        whole[hard] = rows / np.where(length > 0, length, 1)
+    return whole
 
 
 def _require_finite(name: str, part: np.ndarray) -> None:

@@ -85,7 +85,10 @@ def load_generator(path: str, digest: str) -> torch.nn.Module:
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"BLTO weights must be a file of plain tensors (weights_only): {path}: {error}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"BLTO weights must be a file of plain tensors (weights_only): {path}: {reason}"
+        ) from error
     state = content.get("state_dict", content) if isinstance(content, Mapping) else content
     first = state.get("block1.1.weight") if isinstance(state, Mapping) else None
     if not isinstance(first, torch.Tensor) or first.ndim != 4:

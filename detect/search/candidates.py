@@ -11,6 +11,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from detect.search.bounds import Candidates, norms
@@ -51,6 +52,8 @@ def choose(queries: int, rows: int, itself: bool = True, device: str | None = No
         return "torch", "each product serves the rows and the columns of its tile"
     if queries * rows <= 2.5e7:
         return "torch", "the search is small"
+    if find_spec("faiss") is None:
+        return "torch", "faiss is not installed"
     return "faiss", "the search is large, and this processor has no bfloat16 products"
 
 

@@ -19,6 +19,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -56,6 +57,8 @@ class NeighbourSearch:
         for name, choices in (("scope", SCOPES), ("modality", MODALITIES), ("backend", BACKENDS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        if self.backend not in ("auto", "torch") and find_spec("faiss") is None:
+            raise ValueError(f"backend={self.backend} needs the package faiss-gpu or faiss-cpu")
         if self.batch_size < 2:
             raise ValueError(f"batch_size must be at least 2, got {self.batch_size}")
         if self.memory_mb < 1:

@@ -14,9 +14,11 @@ import platform
 from experiments.bench import gpu, neighbours, training  # noqa: F401  each registers its sections
 from experiments.bench.neighbours import peak_above_embeddings
 from experiments.bench.report import ON_GPUS, SECTIONS, Check
+from experiments.runtime.console import replace_unprintable
 
 
 def main(arguments: list[str] | None = None) -> None:
+    replace_unprintable()
     parser = argparse.ArgumentParser(prog="python -m experiments.bench", description=__doc__.splitlines()[0])
     parser.add_argument("sections", nargs="*", help=f"which of {', '.join(SECTIONS)}; all, if none is named")
     parser.add_argument(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from experiments.clip.model import DESCRIPTION, WEIGHTS, TrainedModel
+from experiments.clip.checkpoint_files import refuse_other_files
+from experiments.clip.model import DESCRIPTION, WEIGHTS, TrainedModel, read_description
+from experiments.clip.model_folder import LIMITS
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Trained:
                 f"model.folder must be the folder of a trained model, but {self.folder!r} holds no "
                 f"{' and no '.join(missing)}; such folders are <store>/train/<key>"
             )
+        refuse_other_files(Path(self.folder) / WEIGHTS, "model.folder")
+        _ = self.size  # checks the folder's configurations
 
     @property
     def trains(self) -> bool:
@@ -39,8 +42,10 @@ class Trained:
     @property
     def size(self) -> int:
         """Side of the input image in pixels."""
-        description = json.loads((Path(self.folder) / DESCRIPTION).read_text())
-        return int(description["spec"].get("size", 224))
+        size = read_description(Path(self.folder))["spec"].get("size", 224)
+        if not isinstance(size, int) or not 0 < size <= LIMITS["image_size"]:
+            raise ValueError(f"model.folder: the size in {DESCRIPTION} must be a number of pixels, got {size!r}")
+        return size
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -50,6 +55,10 @@ class Trained:
         return tuple(
             sorted(str(file) for file in Path(self.folder).iterdir() if file.suffix in (".json", ".safetensors"))
         )
+
+    def without_paths(self, config: dict[str, Any]) -> dict[str, Any]:
+        """The configuration as part of a key: the same wherever the folder lies."""
+        return {name: value for name, value in config.items() if name != "folder"}
 
     def build(self, texts: Iterable[str]) -> TrainedModel:
         """The model; `texts` is not used."""

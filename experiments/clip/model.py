@@ -9,10 +9,11 @@ vocabulary, and the preprocessing. The folder of an `OpenCLIP` is one that open_
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,19 +21,29 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from experiments.clip.checkpoints import load_checkpoint, native_size, published, require_architecture
+from experiments.clip.channel_statistics import channel_statistics
+from experiments.clip.checkpoint_files import read_state_dict, refuse_other_files
+from experiments.clip.checkpoints import fill, load_checkpoint, native_size, published, require_architecture
+from experiments.clip.model_folder import (
+    ARCHITECTURE,
+    check_folder,
+    find_weights,
+    no_remote_code,
+    read_json,
+)
+from experiments.clip.open_clip_building import architecture_of, create, create_tokenizer, quiet, require_packages
 from experiments.clip.tokenizer import CompactTokenizer
 
 log = logging.getLogger(__name__)
 
-WEIGHTS, DESCRIPTION, ARCHITECTURE = "weights.safetensors", "model.json", "open_clip_config.json"
+WEIGHTS, DESCRIPTION = "weights.safetensors", "model.json"
 
-STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "openai": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+SMALL_LIMITS = {
+    **dict.fromkeys(("embed_dim", "text_width"), 4_096),
+    **dict.fromkeys(("size", "context_length", "patch"), 1_024),
+    **{"text_layers": 64, "text_heads": 256, "blocks": 64},
 }
-"""Channel means and standard deviations that go by a name, as `model.mean=openai`."""
+"""The largest sizes of a `SmallCLIP`."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +51,13 @@ class TrainedModel:
     """A CLIP model with its tokenizer and preprocessing; also the `encoder` that detectors may be given.
 
     `spec` is what was built: its size and its mean and standard deviation are what every later stage uses.
+    `architecture` is open_clip's description of it, where it has one.
     """
 
     clip: nn.Module
     tokenizer: Callable[[Sequence[str]], Tensor]
     spec: SmallCLIP | OpenCLIP
+    architecture: Mapping[str, Any] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -90,17 +103,39 @@ class TrainedModel:
 
     @classmethod
     def load(cls, folder: Path, device: str | torch.device = "cpu") -> TrainedModel:
-        """What `save` has written, on `device` and in evaluation mode; needs no network."""
-        from safetensors.torch import load_file
+        """What `save` has written, on `device` and in evaluation mode; needs no network.
 
-        description = json.loads((folder / DESCRIPTION).read_text())
-        model = SPECIFICATIONS[description["kind"]](**description["spec"]).restore(folder, description)
-        state = load_file(folder / WEIGHTS)
+        Raises ValueError for a folder that is damaged, or asks for more than `experiments.clip.model_folder` allows.
+        """
+        description = read_description(folder)
+        state = read_state_dict(folder / WEIGHTS, "model.folder")
+        try:
+            spec = SPECIFICATIONS[description["kind"]](**description["spec"])
+            model = spec.restore(folder, description)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"model.folder: {folder / DESCRIPTION} describes no model: {error!r}") from None
         if "logit_bias" in state:
             model.add_bias(0.0, 0.0)
-        model.clip.load_state_dict(state)
+        fill(model.clip, state, f"model.folder: {folder / WEIGHTS}")
         model.clip.to(device).eval()
         return model
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """`model.json` of a model folder whose configurations have been checked; ValueError names what is wrong."""
+    check_folder(folder, "model.folder")
+    description = read_json(folder / DESCRIPTION, "model.folder")
+    kind, spec = description.get("kind"), description.get("spec")
+    if not isinstance(kind, str) or kind not in SPECIFICATIONS or not isinstance(spec, dict):
+        raise ValueError(
+            f"model.folder: {folder / DESCRIPTION} must name a kind ({', '.join(SPECIFICATIONS)}) and its spec, "
+            f"got {str(kind)[:80]!r}"
+        )
+    if kind == OpenCLIP.kind:
+        if str(spec.get("name")).startswith("local-dir:"):
+            raise ValueError(f"model.folder: {folder / DESCRIPTION} names another folder, {spec['name'][:80]!r}")
+        spec |= {"pretrained": None, "checkpoint": None, "finetune": False}  # all that it needs lies in the folder
+    return description
 
 
 @dataclass(frozen=True)
@@ -134,6 +169,10 @@ class SmallCLIP:
             )
         if self.blocks is not None:
             object.__setattr__(self, "blocks", [int(count) for count in self.blocks])
+        for name, limit in SMALL_LIMITS.items():
+            for value in self.blocks or () if name == "blocks" else [getattr(self, name)]:
+                if value is not None and not (isinstance(value, int) and 1 <= value <= limit):
+                    raise ValueError(f"model.{name} must lie in 1..{limit:,}, got {value!r}")
 
     @property
     def name(self) -> str:
@@ -169,6 +208,10 @@ class SmallCLIP:
         if self.patch is None and self.blocks is None:
             clip.visual = ConvTower(self.embed_dim, self.size)
         return TrainedModel(clip.to(memory_format=torch.channels_last), tokenizer, self)
+
+    def without_paths(self, config: dict[str, Any]) -> dict[str, Any]:
+        """The configuration as part of a key."""
+        return config
 
     def describe(self, model: TrainedModel, folder: Path) -> dict[str, Any]:
         assert isinstance(model.tokenizer, CompactTokenizer)
@@ -212,10 +255,14 @@ class OpenCLIP:
             raise ValueError(f"model.{given[0]} must be left out, for model.name={self.name} brings weights along")
         if len(given) > 1:
             raise ValueError("model.pretrained and model.checkpoint exclude each other")
-        if self.checkpoint is not None and not Path(self.checkpoint).is_file():
-            raise ValueError(f"model.checkpoint must be a file, but there is no {self.checkpoint!r}")
-        if self.name.startswith("local-dir:") and not (Path(self._source) / ARCHITECTURE).is_file():
-            raise ValueError(f"model.name: the folder {self._source!r} holds no {ARCHITECTURE}")
+        if self.checkpoint is not None:
+            refuse_other_files(Path(self.checkpoint))
+        if self.name.startswith("local-dir:"):
+            if not (Path(self._source) / ARCHITECTURE).is_file():
+                raise ValueError(f"model.name: the folder {self._source!r} holds no {ARCHITECTURE}")
+            check_folder(Path(self._source), "model.name")
+            refuse_other_files(find_weights(Path(self._source), "model.name"), "model.name")
+        require_packages(self.name)
         if self.finetune and self._weights is None:
             raise ValueError("model.finetune needs weights to start from: model.pretrained or model.checkpoint")
         if self.pretrained is not None:
@@ -253,25 +300,31 @@ class OpenCLIP:
             return tuple(sorted(str(f) for f in Path(self._source).iterdir() if f.suffix in endings))
         return () if self.checkpoint is None else (self.checkpoint,)
 
+    def without_paths(self, config: dict[str, Any]) -> dict[str, Any]:
+        """The configuration as part of a key: of local weights the content counts, not where they lie."""
+        name = "local-dir:" if self.name.startswith("local-dir:") else self.name
+        return config | {"name": name, "checkpoint": self.checkpoint and Path(self.checkpoint).name}
+
     def build(self, texts: Iterable[str]) -> TrainedModel:
         """The model, freshly initialised or with the weights named; `texts` is not used."""
-        import open_clip
 
         native = native_size(self.name)
         force = None if native == self.size else self.size
         if force and native and self._weights:
             log.warning("model: %s is made for %d pixels; its positions are interpolated to %d",
                         self.name, native, force)  # fmt: skip
-        with self._fetching(), _quiet():
-            clip = open_clip.create_model(
+        with self._fetching(), quiet(), no_remote_code(f"model.name={self.name}"):
+            architecture = architecture_of(self.name)
+            clip = create(
                 self.name,
                 pretrained=self.pretrained,
                 force_image_size=force,
-                pretrained_text=False,
-                require_pretrained=self._brings_weights or self.pretrained is not None,
-                weights_only=True,
+                load_weights=self.pretrained is not None,
+                require_pretrained=self.pretrained is not None,
             )
-            tokenizer = open_clip.get_tokenizer(self.name)
+            tokenizer = create_tokenizer(self.name, architecture)
+            if self._brings_weights:
+                load_checkpoint(clip, self._fetched_weights(), "model.name")
         if self.checkpoint is not None:
             load_checkpoint(clip, self.checkpoint)
             if self.mean == "auto":
@@ -288,7 +341,14 @@ class OpenCLIP:
                             "the centre cropped", self._weights, cfg["resize_mode"])  # fmt: skip
         mean, std = self._statistics(published_with)
         built = dataclasses.replace(self, mean=mean, std=std)
-        return TrainedModel(clip.to(memory_format=torch.channels_last), tokenizer, built)
+        return TrainedModel(clip.to(memory_format=torch.channels_last), tokenizer, built, architecture)
+
+    def _fetched_weights(self) -> str | Path:
+        if self.name.startswith("local-dir:"):
+            return find_weights(Path(self._source), "model.name")
+        from open_clip.pretrained import download_pretrained_from_hf
+
+        return download_pretrained_from_hf(self._source)
 
     def _fetching(self) -> contextlib.AbstractContextManager[None]:
         if self.name.startswith("hf-hub:"):
@@ -302,33 +362,11 @@ class OpenCLIP:
         return contextlib.nullcontext()
 
     def _statistics(self, auto: tuple[Any, Any]) -> tuple[Any, Any]:
-        """(mean, std) with names resolved and `auto` filled in; None for those that change nothing."""
-        resolved = []
-        for which, given in enumerate((self.mean, self.std if self.std != "auto" else self.mean)):
-            label = ("mean", "std")[which]
-            if given == "auto":
-                given = auto[which]
-            elif isinstance(given, str):
-                if given not in STATISTICS:
-                    choices = ", ".join(["auto", *STATISTICS])
-                    raise ValueError(
-                        f"model.{label} must be three numbers, null or one of {choices}, got {given!r}"
-                    )
-                given = STATISTICS[given][which]
-            elif which and self.std == "auto" and given is not None:
-                raise ValueError("model.std must be given where model.mean is three numbers")
-            if given is not None and len(given) != 3:
-                raise ValueError(f"model.{label} must be three numbers, got {given!r}")
-            resolved.append(None if given is None else tuple(float(x) for x in given))
-        if (resolved[0] is None) != (resolved[1] is None):
-            raise ValueError(f"model.mean and model.std go together, got {self.mean!r} and {self.std!r}")
-        return (None, None) if resolved == [(0.0,) * 3, (1.0,) * 3] else (resolved[0], resolved[1])
+        return channel_statistics(self.mean, self.std, auto)
 
     def describe(self, model: TrainedModel, folder: Path) -> dict[str, Any]:
         """Write the architecture as open_clip reads it from a folder; what was loaded from where."""
-        import open_clip
-
-        cfg = open_clip.get_model_config(self.name)
+        cfg = copy.deepcopy(dict(model.architecture or {}))
         cfg["vision_cfg"]["image_size"] = self.size
         if model.clip.logit_bias is not None:
             cfg.setdefault("init_logit_bias", 0.0)
@@ -348,25 +386,11 @@ class OpenCLIP:
         return "hf-hub:local" if self._brings_weights else self.name
 
     def restore(self, folder: Path, description: dict[str, Any]) -> TrainedModel:
-        import open_clip
-
-        with _quiet():
-            clip = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False)
-            named = f"local-dir:{folder}" if self._brings_weights else self.name
-            tokenizer = open_clip.get_tokenizer(named)
-        return TrainedModel(clip.to(memory_format=torch.channels_last), tokenizer, self)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """open_clip writes a dozen lines on the root logger for each model, a warning for those to be trained."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        root.setLevel(level)
+        architecture = read_json(folder / ARCHITECTURE, "model.folder")["model_cfg"]
+        with quiet(), no_remote_code("model.folder"):
+            clip = create(f"local-dir:{folder}", load_weights=False)
+            tokenizer = create_tokenizer(f"local-dir:{folder}" if self._brings_weights else self.name, architecture)
+        return TrainedModel(clip.to(memory_format=torch.channels_last), tokenizer, self, architecture)
 
 
 SPECIFICATIONS: dict[str, Any] = {spec.kind: spec for spec in (SmallCLIP, OpenCLIP)}

@@ -22,9 +22,11 @@ class CompactTokenizer:
     def __init__(self, vocabulary: Sequence[int], context_length: int) -> None:
         from open_clip import SimpleTokenizer
 
-        self.vocabulary = sorted(int(token) for token in set(vocabulary) - {PADDING})
         self.context_length = context_length
         self._tokenizer = SimpleTokenizer(context_length=context_length)
+        if not all(isinstance(token, int) and 0 <= token < self._tokenizer.vocab_size for token in vocabulary):
+            raise ValueError(f"vocabulary must hold ids below {self._tokenizer.vocab_size:,}, open_clip's own")
+        self.vocabulary = sorted(set(vocabulary) - {PADDING})
         self._compact = np.full(self._tokenizer.vocab_size, UNKNOWN, dtype=np.int64)
         self._compact[PADDING] = PADDING
         self._compact[self.vocabulary] = np.arange(2, 2 + len(self.vocabulary))

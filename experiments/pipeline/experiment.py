@@ -7,6 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -14,7 +15,6 @@ from omegaconf import DictConfig, OmegaConf
 from attacks import Attack
 from detect import Detector, LocalDetector
 from detect.search.neighbours import NeighbourSearch
-from experiments.clip.from_store import Trained
 from experiments.data.class_folders import Builtin
 from experiments.runtime import distributed
 from experiments.runtime.store import file_digest
@@ -212,12 +212,9 @@ class Experiment:
         return config
 
     def _model(self) -> dict[str, Any]:
-        config = self._resolved("model")
-        files = {path: file_digest(path) for path in self.model_spec.files}
-        if isinstance(self.model_spec, Trained):  # the same wherever the store lies
-            del config["folder"]
-            files = {path.rpartition("/")[2]: digest for path, digest in files.items()}
-        return {"model": config, "files": files}
+        """The model's configuration without paths, and its files by name and content: the same wherever they lie."""
+        files = {Path(path).name: file_digest(path) for path in self.model_spec.files}
+        return {"model": self.model_spec.without_paths(self._resolved("model")), "files": files}
 
 
 def uses_own_test_set(experiment: Experiment) -> bool:

@@ -146,13 +146,13 @@ def join(folder: Path, jobs: dict[str, dict[str, Any]]) -> None:
         if job["status"] == "ok" and not (folder / name / RESULTS).exists():  # a task without a table
             rows.append({"job": name, "status": "ok"})
         elif job["status"] == "ok":
-            with open(folder / name / RESULTS, newline="") as file:
+            with open(folder / name / RESULTS, newline="", encoding="utf-8") as file:
                 rows += [{"job": name, **row} for row in csv.DictReader(file)]
         else:
             known: dict[str, Any] = {key: job[key] for key in ("attack", "seed", "status", "error") if key in job}
             rows.append({"job": name, "overrides": " ".join(job["overrides"]), **known})
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    with open(folder / RESULTS, "w", newline="") as file:
+    with open(folder / RESULTS, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows({column: csv_cell(value) for column, value in row.items()} for row in rows)

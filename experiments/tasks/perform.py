@@ -73,7 +73,7 @@ def _write(result: Any, folder: Path, gallery: int) -> tuple[str, Sequence[Mappi
 
 def _write_rows(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    with open(file, "w", newline="") as stream:
+    with open(file, "w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, columns)
         writer.writeheader()
         writer.writerows({column: csv_cell(value) for column, value in row.items()} for row in rows)

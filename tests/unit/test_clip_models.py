@@ -10,7 +10,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from experiments.clip.model import STATISTICS, OpenCLIP, SmallCLIP, TrainedModel
+from experiments.clip.channel_statistics import STATISTICS
+from experiments.clip.model import OpenCLIP, SmallCLIP, TrainedModel
 from experiments.clip.small_tower import Convolution
 
 TINY = {
@@ -162,6 +163,8 @@ def test_a_checkpoint_is_used_as_it_is_unless_it_is_fine_tuned(tmp_path):
         ({"mean": [0.5, 0.5, 0.5]}, r"model\.std must be given"),
         ({"mean": [0.5], "std": [0.5]}, r"model\.mean must be three numbers, got \[0\.5\]"),
         ({"mean": None, "std": [1, 1, 1]}, r"model\.mean and model\.std go together"),
+        ({"mean": [0.5, 0.5, 0.5], "std": [0, 1, 1]}, r"model\.std must be above 0 and finite, got \[0, 1, 1\]"),
+        ({"mean": [float("nan"), 0, 0], "std": [1, 1, 1]}, r"model\.mean must be finite, got \[nan, 0, 0\]"),
         ({"size": 0}, r"model\.size must be at least 1, got 0"),
     ],
 )

@@ -1,10 +1,17 @@
 """Checkpoints of several makers, and published weights without a network."""
 
+import argparse
+import collections
+import datetime
+import pathlib
 import pickle
 import time
+import zipfile
 
+import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from experiments.clip import checkpoints as weights
@@ -37,6 +44,28 @@ MAKERS = {
     },
     "compiled, in a wrapper": lambda s: {"model": renamed(s, "module._orig_mod.model.{}".format), "epoch": 1},
     "model_state_dict": lambda s: {"model_state_dict": s, "scaler": {"scale": 1.0}},
+    "--siglip": lambda s: {"state_dict": renamed(s | {"logit_bias": torch.tensor(-10.0)}, "module.{}".format)},
+    "arguments and NumPy beside the weights": lambda s: {
+        "state_dict": s, "args": argparse.Namespace(lr=0.1, out=pathlib.Path("x")), "best": np.float64(0.5),
+        "random": np.random.RandomState(0).get_state(), "history": collections.defaultdict(list, {"loss": [1.0]}),
+        "config": OmegaConf.create({"lr": 0.1, "layers": [1, "two", None]}), "at": datetime.datetime(2026, 1, 1),
+    },
+    "Lightning's buffers and average": lambda s: {
+        "state_dict": renamed(s, "model.{}".format) | renamed(s, "model_ema.{}".format) | {
+            "model_ema.decay": torch.tensor(0.99), "accuracy.tp": torch.ones(3), "loss.weight": torch.ones(2),
+        }, "loops": {}, "hyper_parameters": {"lr": 0.1},
+    },
+    "an average alone": lambda s: {"model_ema": s, "epoch": 3},
+    "the plain weights before their average": lambda s: {
+        "state_dict_ema": {name: tensor + 1 for name, tensor in s.items()}, "state_dict": s,
+    },
+    **{prefix: lambda s, prefix=prefix: renamed(s, f"{prefix}{{}}".format) for prefix in (
+        "clip_model.", "net.", "backbone.", "student.encoder.", "module.model._orig_mod.clip.",
+    )},
+    "beside a head of its own": lambda s: renamed(s, "clip.{}".format) | {"head.weight": torch.zeros(2, 2)},
+    "names of other towers under a prefix": lambda s: renamed(
+        renamed(s, "clip_model.{}".format), lambda n: n.replace("clip_model.visual.", "clip_model.vision_model.")
+    ),
 }  # fmt: skip
 
 
@@ -46,6 +75,9 @@ def test_checkpoints_are_read_whatever_they_are_wrapped_in(maker, tmp_path):
     torch.save(MAKERS[maker](clip.state_dict()), tmp_path / "weights.pt")
     other = small_clip(seed=1)
     load_checkpoint(other, tmp_path / "weights.pt")
+    if maker == "--siglip":
+        assert other.logit_bias.item() == -10
+        other.logit_bias = None
     assert_same(clip, other)
 
 
@@ -88,6 +120,153 @@ def test_pickled_code_is_never_run(tmp_path):
         with pytest.raises(ValueError, match="is no file of plain tensors"):
             read_state_dict(tmp_path / name)
     assert not (tmp_path / "planted").exists()
+
+
+@pytest.mark.parametrize(
+    "named", [("os", "system"), ("builtins", "eval"), ("torch.hub", "load"), ("numpy", "load")]
+)
+def test_what_a_checkpoint_may_not_name_is_said(named, tmp_path):
+    pickled = b"\x80\x02}(X\x01\x00\x00\x00ac" + "\n".join(named).encode() + b"\nX\x04\x00\x00\x00true\x85Ru."
+    with zipfile.ZipFile(tmp_path / "w.pt", "w") as archive:
+        archive.writestr("w/data.pkl", pickled)
+        archive.writestr("w/version", "3\n")
+    with pytest.raises(
+        ValueError, match=rf"it names {'.'.join(named).removeprefix('builtins.')}, which is not run"
+    ):
+        read_state_dict(tmp_path / "w.pt")
+
+
+def test_stand_ins_keep_nothing_of_what_lies_beside_the_weights(tmp_path):
+    class Planted:
+        def __reduce__(self):
+            return np.dtype, (Inner(),)
+
+    class Inner:
+        def __reduce__(self):
+            return argparse.Namespace, ({"a": 1},)
+
+    torch.save({"state_dict": {"a": torch.ones(2)}, "beside": Planted()}, tmp_path / "w.pt")
+    assert list(read_state_dict(tmp_path / "w.pt")) == ["a"]
+
+
+def compressed(file):
+    torch.save({"a": torch.zeros(100_000)}, file)
+    with zipfile.ZipFile(file) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+
+
+def cut(file, kind="zip"):
+    state = {"a": torch.zeros(5000)}
+    if kind == "safetensors":
+        save_file(state, file)
+    else:
+        torch.save(state, file, _use_new_zipfile_serialization=kind == "zip")
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+
+
+def scripted(file):
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), str(file))
+
+
+OTHERS = {
+    "w.pt": (lambda f: f.write_bytes(b""), "is empty"),
+    "w.safetensors": (lambda f: f.write_bytes(b""), "is empty"),
+    "zeros.pt": (lambda f: f.write_bytes(bytes(9000)), "begins with zeros only"),
+    "pointer.pt": (
+        lambda f: f.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
+        "a Git LFS pointer",
+    ),
+    "pointer.safetensors": (lambda f: f.write_text("version https://git-lfs.github.com/spec/v1\n"), "a Git LFS"),
+    "page.pt": (lambda f: f.write_text("\n <!DOCTYPE html><html>Sign in"), "an HTML page"),
+    "page.bin": (lambda f: f.write_text("<HTML><body>404"), "an HTML page"),
+    "error.pt": (lambda f: f.write_text('{"error": "not found"}'), "a JSON file"),
+    "model.safetensors.index.json": (lambda f: f.write_text('{"weight_map": {"a": "b"}}'), "an index that lists"),
+    "packed.pt": (lambda f: f.write_bytes(b"\x1f\x8b\x08" + bytes(50)), "a gzip archive"),
+    "array.npz": (lambda f: np.savez(f, a=np.zeros(3)), "a zip archive without PyTorch's"),
+    "array.npy": (lambda f: np.save(f, np.zeros(3)), "a NumPy array"),
+    "cut.pt": (cut, "is cut short or damaged"),
+    "cut legacy.pt": (lambda f: cut(f, "legacy"), "is cut short|no file of plain tensors"),
+    "cut.safetensors": (lambda f: cut(f, "safetensors"), "is cut short or damaged: .* announces"),
+    "header.safetensors": (
+        lambda f: f.write_bytes((99).to_bytes(8, "little") + b"{" * 20),
+        "header cannot be read",
+    ),
+    "words.safetensors": (lambda f: f.write_text("not tensors"), "is no safetensors file"),
+    "bomb.pt": (compressed, "compressed zip archive"),
+    "script.pt": (scripted, "a TorchScript program"),
+    "wide.pt": (lambda f: torch.save({"a": torch.zeros(1).expand(10**12)}, f), "larger than its own data"),
+    "sparse.pt": (lambda f: torch.save({"a": torch.zeros(9, 9).to_sparse()}, f), "not dense"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.filterwarnings("ignore")
+def test_files_that_are_something_else_are_named_as_what_they_are(name, tmp_path):
+    write, said = OTHERS[name]
+    write(tmp_path / name)
+    with pytest.raises(ValueError, match=said) as refusal:
+        read_state_dict(tmp_path / name)
+    assert "\n" not in str(refusal.value)
+    assert str(tmp_path / name) in str(refusal.value)
+
+
+def test_safetensors_are_known_by_their_content(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "model.bin")
+    torch.save({"a": torch.ones(2)}, tmp_path / "w.pt")
+    assert torch.equal(read_state_dict(tmp_path / "model.bin")["a"], torch.ones(2))
+
+
+@pytest.mark.parametrize("custom", [False, True])
+@pytest.mark.parametrize(
+    ("part", "tower"),
+    [
+        (lambda clip: {n: t for n, t in clip.state_dict().items() if n.startswith("visual.")}, "an image tower"),
+        (lambda clip: clip.visual.state_dict(), "an image tower"),
+        (lambda clip: renamed(clip.visual.state_dict(), "backbone.{}".format), "an image tower"),
+        (lambda clip: {n: t for n, t in clip.state_dict().items() if not n.startswith("visual.")}, "a text tower"),
+    ],
+)
+def test_a_single_tower_is_said_to_be_one(part, tower, custom, tmp_path):
+    clip = small_clip(custom=custom)
+    torch.save(part(clip), tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=f"holds {tower} only; images and captions need both") as refusal:
+        load_checkpoint(clip, tmp_path / "w.pt")
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "said"),
+    [
+        ("visual.positional_embedding", torch.zeros(7), "1 of another shape, such as visual.pos"),
+        ("visual.positional_embedding", torch.zeros(4, 32), "1 of another shape, such as visual.pos"),
+        ("positional_embedding", torch.zeros(8, 33), "1 of another shape, such as pos"),
+        ("positional_embedding", torch.zeros(()), "1 of another shape, such as pos"),
+        ("ln_final.weight", torch.full((32,), torch.nan), "1 with NaN or infinite values, such as ln_final"),
+        ("ln_final.weight", torch.ones(32, dtype=torch.int8), "1 of another type, such as ln_final"),
+        ("logit_scale", torch.zeros(2), "1 of another shape, such as logit_scale"),
+        ("text.ln_final.weight", torch.ones(32), "are both the model's 'ln_final.weight'"),
+    ],
+)
+def test_tensors_that_are_no_weights_of_the_model(name, tensor, said, tmp_path):
+    clip = small_clip()
+    torch.save(clip.state_dict() | {name: tensor}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=said):
+        load_checkpoint(clip, tmp_path / "w.pt")
+
+
+def test_positions_are_interpolated_also_in_half_precision(tmp_path):
+    clip = small_clip()
+    state = {name: tensor.half() for name, tensor in clip.state_dict().items()}
+    state["positional_embedding"] = torch.ones(16, 32).half()
+    state["visual.positional_embedding"] = torch.ones(1 + 49, 32).half()
+    torch.save(state, tmp_path / "w.pt")
+    load_checkpoint(clip, tmp_path / "w.pt")
+    assert torch.equal(clip.positional_embedding, torch.ones(8, 32))
+    torch.testing.assert_close(clip.visual.positional_embedding, torch.ones(5, 32))
 
 
 def test_what_does_not_fit_is_named(tmp_path):

@@ -1,11 +1,18 @@
 """`python -m detect`: embeddings in files -> a ranked table."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from detect import DAO, SLOF
 from detect.__main__ import main
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -73,9 +80,176 @@ def test_bad_input_is_named(folder, tmp_path, capsys):
         (str(folder), "--out", "scores.txt"): "--out must end with",
         (str(folder), "--k", "500"): "k must lie in 1..239",
         (str(folder), "--full", "--reference", str(narrow)): "exclude each other",
+        (str(folder), "--reference", str(narrow)): "--reference has 4 columns, the files 8",
+        (str(folder), "--reference", str(folder), "--detectors", "forest"): "leave out forest",
+        (str(folder), "--top", "0"): "--top must be at least 1, got 0",
+        (str(folder), "--seed", "-1"): "--seed must be at least 0, got -1",
+        (str(folder), "--k", "0"): "k must be at least",
+        (str(folder), "--batch-size", "1"): "batch_size must be at least 2, got 1",
     }
     for arguments, said in cases.items():
         with pytest.raises(SystemExit) as stop:
             main(arguments)
         assert stop.value.code == 2
-        assert said in capsys.readouterr().err
+        _assert_one_line(capsys, said)
+
+
+def _assert_one_line(capsys, said):
+    """The usage, then the one line."""
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("python -m detect: error: ")
+    assert said in last
+
+
+@pytest.mark.parametrize(
+    ("array", "said"),
+    [
+        (np.zeros((30, 0), np.float32), "at least one column, got shape (30, 0)"),
+        (np.zeros((0, 8), np.float32), "no rows in"),
+        (np.full((30, 8), 1 + 2j), "floats or integers, got complex128"),
+        (np.full((30, 8), True), "floats or integers, got bool"),
+        (np.zeros((30, 8), [("a", "f4")]), "floats or integers"),
+        (np.zeros((2, 30, 8), np.float32), "floats or integers, got float32 (2, 30, 8)"),
+        (np.ones((30, 8), np.float32), "gives all rows the same score"),
+        (np.zeros((30, 8), np.float32), "gives all rows the same score"),
+        (
+            np.full((30, 8), 1e300),
+            "x.npy holds NaN, infinite or too large values in 30 of 30 rows: 0, 1, 2, 3, 4, ...",
+        ),
+    ],
+)
+def test_arrays_that_cannot_be_ranked(array, said, tmp_path, capsys):
+    np.save(tmp_path / "x.npy", array)
+    with pytest.raises(SystemExit) as stop:
+        main([str(tmp_path / "x.npy"), "--out", str(tmp_path / "scores.csv")])
+    assert stop.value.code == 2
+    _assert_one_line(capsys, said)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["x.npy"]
+
+
+def test_archives_and_cut_files_are_named_as_what_they_are(folder, tmp_path, capsys):
+    np.savez(tmp_path / "x.npz", images=np.zeros((30, 8)), texts=np.zeros(3))
+    (tmp_path / "cut.npy").write_bytes((folder / "img_emb_0.npy").read_bytes()[:200])
+    for name, said in (
+        ("x.npz", "an .npz archive, which holds images, texts"),
+        ("cut.npy", "cut short, at 200 bytes"),
+    ):
+        with pytest.raises(SystemExit):
+            main([str(tmp_path / name)])
+        _assert_one_line(capsys, said)
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", ["files", "reference"])
+def test_rows_that_hold_no_numbers_are_named_by_file_and_row(broken, where, folder, tmp_path, capsys):
+    x = np.load(folder / "img_emb_10.npy")
+    x[3, 2] = x[17, 0] = broken
+    file = folder / "img_emb_10.npy" if where == "files" else tmp_path / "trusted.npy"
+    np.save(file, x)
+    with pytest.raises(SystemExit):
+        main([str(folder), *(["--reference", str(file)] if where == "reference" else [])])
+    _assert_one_line(capsys, f"{file} holds NaN, infinite or too large values in 2 of 20 rows: 3, 17")
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int64, ">f4", np.float64])
+def test_quantised_embeddings_and_other_types_are_ranked(dtype, tmp_path):
+    x = np.random.default_rng(0).integers(0, 100, (60, 8)).astype(dtype)
+    np.save(tmp_path / "x.npy", x)
+    assert main([str(tmp_path / "x.npy"), "--out", str(tmp_path / "s.csv"), "--detectors", "slof", "--raw"]) == 0
+    expected = SLOF(k=16, scope="batch").score(x.astype(np.float32))
+    np.testing.assert_allclose(pd.read_csv(tmp_path / "s.csv")["slof"], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e20, 1e-25, 1e37, 1e-30])
+def test_the_length_of_rows_does_not_matter_however_large_or_small(scale, folder, tmp_path):
+    x = whole(folder)
+    for name, rows in (("plain", x), ("scaled", (x * np.float32(scale)).astype(np.float32))):
+        np.save(tmp_path / f"{name}.npy", rows)
+        main([str(tmp_path / f"{name}.npy"), "--out", str(tmp_path / f"{name}.csv")])
+    plain, scaled = (pd.read_csv(tmp_path / f"{name}.csv") for name in ("plain", "scaled"))
+    np.testing.assert_allclose(plain[["slof", "lof", "dao"]], scaled[["slof", "lof", "dao"]], rtol=2e-4)
+
+
+@pytest.mark.parametrize("scale", [1e25, 1e-30])
+def test_raw_distances_that_float32_does_not_hold_are_refused(scale, folder, tmp_path, capsys):
+    np.save(tmp_path / "x.npy", (whole(folder) * np.float32(scale)).astype(np.float32))
+    with pytest.raises(SystemExit) as stop:
+        main([str(tmp_path / "x.npy"), "--raw", "--detectors", "kdist", "--out", str(tmp_path / "s.csv")])
+    assert stop.value.code == 2
+    _assert_one_line(capsys, "too long or short for float32 (--raw)")
+
+
+@pytest.mark.parametrize("device", ["cuda:7", "nonsense", "meta", "cpu:x"])
+def test_a_device_that_is_not_there_is_refused_before_the_files_are_read(device, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([str(tmp_path / "absent.npy"), "--device", device])
+    assert stop.value.code == 2
+    _assert_one_line(capsys, f"--device={device} cannot be used")
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_search(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("detect.__main__.find_neighbours", lambda *_: pytest.fail("it searched"))
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.csv").mkdir()
+    for out, said in (
+        (tmp_path / "file" / "s.csv", "cannot be written"),
+        (tmp_path / "folder.csv", "is a folder"),
+        ("/proc/nowhere/s.csv", "cannot be written"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main([str(folder), "--out", str(out)])
+        assert stop.value.code == 2
+        _assert_one_line(capsys, said)
+    monkeypatch.setattr("detect.__main__.find_spec", lambda _: None)
+    with pytest.raises(SystemExit):
+        main([str(folder), "--out", str(tmp_path / "s.parquet")])
+    _assert_one_line(capsys, "needs the package pyarrow")
+
+
+def test_an_earlier_table_is_kept_until_the_new_one_is_whole(folder, tmp_path):
+    out = tmp_path / "s.csv"
+    out.write_text("earlier")
+    with pytest.raises(SystemExit):
+        main([str(folder), "--k", "500", "--out", str(out)])
+    assert out.read_text() == "earlier"
+    assert main([str(folder), "--out", str(out)]) == 0
+    assert len(pd.read_csv(out)) == 240
+
+
+def test_hidden_files_of_a_folder_are_no_embeddings(folder, tmp_path):
+    (folder / "._img_emb_0.npy").write_bytes(b"Mac OS X")
+    (folder / "img_emb_\u00b2.npy").write_bytes((folder / "img_emb_0.npy").read_bytes())
+    assert main([str(folder), "--out", str(tmp_path / "s.csv")]) == 0
+    assert len(pd.read_csv(tmp_path / "s.csv")) == 260
+
+
+@pytest.mark.parametrize("name", ["=1+1.npy", "+x.npy", "-x.npy", "@x.npy", "\t=x.npy", "\uff1dx.npy"])
+def test_file_names_are_no_formulas(name, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save(name, whole(folder))
+    assert main(["--out", "s.csv", "--", name]) == 0
+    first = pd.read_csv("s.csv")["file"][0]
+    assert first == "./" + name.replace("\t", "\\t")
+
+
+def test_file_names_do_not_steer_the_terminal(folder, tmp_path, capsys):
+    file = tmp_path / "a\x1b[2J\u202eb\nc.npy"
+    np.save(file, whole(folder))
+    assert main([str(file), "--out", str(tmp_path / "s.csv")]) == 0
+    shown = r"a\x1b[2J\u202eb\nc.npy"
+    assert pd.read_csv(tmp_path / "s.csv")["file"][0].endswith(shown)
+    assert "\x1b" not in capsys.readouterr().out
+    file.write_bytes(b"no array")
+    with pytest.raises(SystemExit):
+        main([str(file)])
+    _assert_one_line(capsys, shown)
+
+
+def test_a_console_without_the_letters_shows_marks(folder, tmp_path):
+    file = tmp_path / "pictures-é-\udcff.npy"
+    np.save(file, whole(folder))
+    plain = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "detect", os.fsencode(file), "--out", str(tmp_path / "s.csv")]
+    done = subprocess.run(command, env=os.environ | plain, cwd=ROOT, capture_output=True, timeout=120)
+    assert (done.returncode, b"240 rows in" in done.stdout) == (0, True)
+    assert b"Error" not in done.stderr

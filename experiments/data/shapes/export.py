@@ -30,6 +30,7 @@ from attacks import ArrayPairs, Attack, BadNets, PoisonPlan, draw_plan
 from experiments.data.shapes.source import Shapes
 from experiments.data.tar_index import read_samples
 from experiments.data.tar_members import BrokenTar
+from experiments.runtime.console import replace_unprintable
 from experiments.runtime.process_pool import run_jobs
 from experiments.runtime.progress import track
 
@@ -272,6 +273,7 @@ def _bytes(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def main() -> None:
+    replace_unprintable()
     parser = argparse.ArgumentParser(
         prog="python -m experiments.data.shapes.export", description=__doc__.split("\n")[0]
     )
