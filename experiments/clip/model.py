@@ -105,7 +105,7 @@ class TrainedModel:
     def load(cls, folder: Path, device: str | torch.device = "cpu") -> TrainedModel:
         """What `save` has written, on `device` and in evaluation mode; needs no network.
 
-        Raises ValueError for a folder that is damaged, or asks for more than `experiments.clip.model_folder` allows.
+        Raises ValueError for a folder that is damaged, or asks for what `experiments.clip.model_folder` forbids.
         """
         description = read_description(folder)
         state = read_state_dict(folder / WEIGHTS, "model.folder")

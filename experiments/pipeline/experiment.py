@@ -212,7 +212,7 @@ class Experiment:
         return config
 
     def _model(self) -> dict[str, Any]:
-        """The model's configuration without paths, and its files by name and content: the same wherever they lie."""
+        """The model's configuration without paths, and its files by name and content, wherever they lie."""
         files = {Path(path).name: file_digest(path) for path in self.model_spec.files}
         return {"model": self.model_spec.without_paths(self._resolved("model")), "files": files}
 
