@@ -16,6 +16,7 @@ from attacks import PoisonedPairs
 from detect import Embeddings, LocalDetector, Scores, evaluate
 from experiments.pipeline.study import Study, Variant
 from experiments.pipeline.sweep import CellCounts
+from experiments.runtime import refusals
 from experiments.runtime.store import Entry, Stage
 
 log = logging.getLogger(__name__)
@@ -125,7 +126,7 @@ class Evaluation:
             scored = self.study.score_entry(variant)
             entry = self.study.get(stage, lambda folder: self._evaluate(variant, scored, folder), quiet=True)
         except Exception as error:
-            log.exception("%s failed", variant[0])
+            refusals.report(variant[0], error)
             row = self.row(variant) | {"status": "failed"}
             row["error"] = f"{type(error).__name__}: {error}"
             hole.parent.mkdir(parents=True, exist_ok=True)
@@ -163,6 +164,7 @@ class Evaluation:
 def run(study: Study) -> RunResult:
     """Run every stage of a study, or take it from the store."""
     evaluation = Evaluation(study)
+    _ = study.embeddings  # what all detectors need fails once, and ends the run
     evaluation.warn_of_collapse()
     cells = [evaluation.cell(variant) for variant in study.variants()]
     failed = sum(cell.row["status"] == "failed" for cell in cells)

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,16 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from attacks import Attack, PoisonedPairs, PoisonPlan, draw_plan
-from attacks.captions import holds_word, templates
+from attacks.captions import check_targets, holds_word, templates
 from detect import Detector, Embeddings, LocalDetector, Neighbours, NeighbourSearch
+from detect.base import INSTALL
 from detect.search.neighbours import VERSION
 from detect.views import VIEWS
 from experiments.data.class_folders import Builtin
 from experiments.data.damage import LIST
 from experiments.data.jpeg_batches import JPEGDecoder
 from experiments.data.pairs import ArrayPairs, KeptPairs, natural_ids, open_pairs, open_test
+from experiments.pipeline.config_values import check_runtime, check_values, follow_size, settle_size
 from experiments.pipeline.detector_inputs import gather
 from experiments.runtime import distributed
 from experiments.runtime.peak_memory import peak_memory
@@ -47,14 +50,16 @@ class Study:
 
         self.kept = kept  # ids of the only samples that the model is trained on; all others are still embedded
 
-        self.config = config
+        check_values(config)
+        check_runtime(config.runtime)
+        config = settle_size(config)
+        self.model_spec = instantiate(config.model)
+        self.config = config = follow_size(config, self.model_spec.size)
         self.seed = int(config.seed)
         self.device = distributed.device(config.runtime.device)
         distributed.start(self.device, config.runtime.threads)
         if config.train_on not in ("poisoned", "clean"):
             raise ValueError(f"train_on must be poisoned or clean, got {config.train_on!r}")
-        if config.runtime.decoder not in ("pillow", "torchvision"):
-            raise ValueError(f"runtime.decoder must be pillow or torchvision, got {config.runtime.decoder!r}")
         self._decoder = JPEGDecoder(self.device) if config.runtime.decoder == "torchvision" else None
         if not config.normalise:
             raise ValueError("normalise must hold at least one of true and false, got an empty list")
@@ -63,7 +68,6 @@ class Study:
         self.attack: Attack = instantiate(config.attack)
         self.data = instantiate(config.data)
         self.eval = instantiate(config.eval)
-        self.model_spec = instantiate(config.model)
         self.training = instantiate(config.train)
         for name, chosen in config.detector.items():
             if "_target_" not in chosen:
@@ -73,6 +77,9 @@ class Study:
         self.detectors: dict[str, Detector] = {
             name: instantiate(chosen) for name, chosen in config.detector.items()
         }
+        for name, detector in self.detectors.items():
+            if missing := [package for package in detector.packages if find_spec(package) is None]:
+                raise ValueError(f"detector={name} needs the package {missing[0]}: {INSTALL}")
         self.on_epoch: Callable[[Mapping[str, Any]], None] | None = None
         self._check()
 
@@ -81,11 +88,16 @@ class Study:
         pairs = getattr(self.data, "pairs", None)
         if self.model_spec.size != getattr(self.data, "size", self.model_spec.size):
             raise ValueError(
-                f"model.size and data.size must agree, got {self.model_spec.size} and {self.data.size}"
+                f"data.size must be the side of the model's input, {self.model_spec.size}, got {self.data.size}; "
+                "leave it out"
             )
         if pairs is None:
             return
         self.attack.check(pairs, self.model_spec.size)
+        if self.model_spec.trains and self.training.batch_size > pairs:
+            raise ValueError(
+                f"train.batch_size must not exceed the number of pairs ({pairs}), got {self.training.batch_size}"
+            )
         for name, detector in self.detectors.items():
             if isinstance(detector, LocalDetector):
                 scope = min(pairs, detector.batch_size) if detector.scope == "batch" else pairs
@@ -117,6 +129,9 @@ class Study:
         stage = Stage("plan", 1, self._attack_config(), {"data": self.data_entry.key})
 
         def make(folder: Path) -> None:
+            if not self.config.target_new:
+                classes = open_test(self.eval_entry.path).classes
+                check_targets(self.attack.targets.values(), self.clean.captions, classes)
             draw_plan(self.attack, self.clean, self.seed).save(folder / "plan.parquet")
 
         return self.get(stage, make)
@@ -162,6 +177,7 @@ class Study:
             evaluate_zero_shot=self._evaluate_zero_shot,
             on_epoch=self.on_epoch,
             checkpoint_seconds=self.config.runtime.checkpoint_seconds,
+            log_every=self.config.runtime.log_every,
         )
 
     @functools.cached_property
@@ -178,7 +194,7 @@ class Study:
 
     @functools.cached_property
     def embed_entry(self) -> Entry:
-        from experiments.clip.embed import embed, save
+        from experiments.clip.embed import embed, refuse_collapsed, save
 
         inputs = {
             "data": self.data_entry.key, "plan": self.plan_entry.key, "train": self.train_entry.key,
@@ -186,6 +202,7 @@ class Study:
 
         def make(folder: Path) -> None:
             embeddings = embed(self.model, self.embedded_pairs, **self.loading)
+            refuse_collapsed(embeddings)
             if distributed.is_main():
                 save(embeddings, folder)
 
@@ -346,9 +363,11 @@ class Study:
 
     @functools.cached_property
     def embeddings(self) -> Embeddings:
-        from experiments.clip.embed import load
+        from experiments.clip.embed import load, refuse_collapsed
 
-        return load(self.embed_entry.path)
+        embeddings = load(self.embed_entry.path)
+        refuse_collapsed(embeddings)
+        return embeddings
 
     @functools.cached_property
     def history(self) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ from experiments.data.sample_ids import shard_name
 from experiments.data.shards import Shards
 from experiments.data.unscored import find_unscored, joined
 from experiments.pipeline.study import Study
-from experiments.runtime import distributed
+from experiments.runtime import distributed, refusals
 from experiments.tasks.groups import Grouping
 from experiments.tasks.samples import Samples
 from experiments.tasks.scan_result import ScanResult, group_numbers, metrics_of, where_from
@@ -187,7 +187,7 @@ class Scan:
             except Exception as error:
                 if distributed.world_size() > 1:
                     raise
-                log.exception("%s failed", column)
+                refusals.report(column, error)
                 failed[column] = f"{type(error).__name__}: {error}"
         return found
 
