@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.pipeline import config as schema
 from experiments.pipeline.sweep import CellCounts
-from experiments.runtime import distributed
+from experiments.runtime import distributed, refusals
 from experiments.runtime.console import replace_unprintable
 
 log = logging.getLogger("lookout")
@@ -26,28 +26,44 @@ schema.register()
 def main(config: DictConfig) -> CellCounts:
     replace_unprintable()  # here for the jobs of a sweep in processes of their own
     from hydra.core.hydra_config import HydraConfig
-    from hydra.errors import InstantiationException
     from hydra.types import RunMode
+
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    alone = HydraConfig.get().mode == RunMode.RUN
+    try:
+        tally = perform(config, folder)
+    except Exception as error:
+        status = refusals.status(error)
+        if status is None or not alone or "HYDRA_FULL_ERROR" in os.environ:
+            raise  # Hydra shows where it happened; of a sweep's jobs, the others go on
+        log.error("%s", refusals.line(error))
+        if status == 2:
+            refusals.forget(folder)
+        raise SystemExit(status) from None
+    if alone and tally.failed:
+        raise SystemExit(1)
+    return tally
+
+
+def perform(config: DictConfig, folder: Path) -> CellCounts:
+    """Check the whole configuration, then run its task; results go to `folder`, a summary to the screen."""
+    from hydra.core.hydra_config import HydraConfig
     from hydra.utils import instantiate
 
     from analysis import report
     from experiments.pipeline.evaluation import run
     from experiments.pipeline.runner import Runner
 
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    try:
-        runner = Runner.of(config)
-    except (ValueError, InstantiationException) as error:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise  # one job of a sweep; the others go on
-        log.error("%s", error.__cause__ or error)
-        raise SystemExit(2) from None
+    runner = Runner.of(config)
+    task = None
+    if HydraConfig.get().runtime.choices["task"] != "detect":
+        from experiments.tasks.perform import carry_out, prepare
+
+        task = prepare(config.task, runner)
     with instantiate(config.logger).start(folder, OmegaConf.to_container(config, resolve=True)) as tracker:
         runner.resources.on_epoch = tracker.log
-        if HydraConfig.get().runtime.choices["task"] != "detect":
-            from experiments.tasks.perform import perform
-
-            return perform(config.task, runner, folder)
+        if task is not None:
+            return carry_out(task, runner, folder)
         result = run(runner)
         if distributed.is_main():
             from rich.console import Console
@@ -61,12 +77,20 @@ def main(config: DictConfig) -> CellCounts:
 if __name__ == "__main__":
     replace_unprintable()
     arguments = sys.argv[1:]
-    sys.argv[1:] = map(schema.quote_patterns, arguments)
+    try:
+        hint = schema.refused(arguments)
+        tracking = schema.tracking_mode(arguments, os.environ.get("WANDB_MODE"))
+    except ValueError as error:
+        hint, tracking = str(error), []
+    if hint:  # before Hydra says it in ten lines
+        if distributed.is_main():
+            print(hint, file=sys.stderr)
+        sys.exit(2)
+    sys.argv[1:] = [*map(schema.quote_patterns, arguments), *tracking]
     sys.argv += distributed.hydra_overrides()
     try:
         main()
     except SystemExit as stop:
-        # Hydra has said what it refused; add what it could have been.
-        if stop.code and (hint := schema.explain(arguments, Path(__file__).parent / "conf")):
+        if stop.code and not schema.is_plain(arguments) and (hint := schema.explain(arguments, schema.CONF)):
             print(f"\n{hint}", file=sys.stderr)
         raise

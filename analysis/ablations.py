@@ -98,9 +98,10 @@ def numeric(rows: pd.DataFrame, axis: str) -> Figure | None:
             groups = same[same["status"] == "ok"].groupby(axis)["auroc"]
             mean, spread = groups.mean(), groups.std(ddof=1).fillna(0)
             x = mean.index.to_numpy(float)
+            line, band = mean.reindex(values), spread.reindex(values)  # a missing cell is a gap in the line
             look = detector_line(detector, detectors_of(rows))
-            axes.plot(x, mean, marker="o", markersize=4, **look)
-            axes.fill_between(x, mean - spread, mean + spread, color=look["color"], alpha=0.15, linewidth=0)
+            axes.plot(values, line, marker="o", markersize=4, **look)
+            axes.fill_between(values, line - band, line + band, color=look["color"], alpha=0.15, linewidth=0)
             if len(mean):
                 ends.append((float(mean.iloc[-1]), marked(detector), look))
             holes = np.setdiff1d(values, x)  # drawn in axes coordinates, so that they move no limit

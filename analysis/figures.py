@@ -93,7 +93,7 @@ def roc(cells: Sequence[Scored], is_poison: np.ndarray) -> Figure:
         elif is_raw(cell.row.get("normalise")):
             label += "  (raw)"
         lines.append((cell, label + ("  control" if is_control(cell.row) else "")))
-    legend = 0.75 + 0.07 * max((len(label) for _, label in lines), default=0)  # inches
+    legend = 0.85 + 0.07 * max((len(label) for _, label in lines), default=0)  # inches
     height = max(3.6, 0.35 + 0.187 * len(lines))
     figure, ((linear, log),) = panels(1, 2, (3.9, height), (0.6, legend, 0.62, 0.72), (0.35, 0), sharey=True)
     if not _both(is_poison, linear, log):
@@ -121,7 +121,7 @@ def roc(cells: Sequence[Scored], is_poison: np.ndarray) -> Figure:
         )
         figure.legend(
             loc="upper left", bbox_to_anchor=top, title="AUROC", alignment="left", fontsize=8.5, borderaxespad=0,
-            handlelength=2.4,
+            handlelength=3.6,
         )  # fmt: skip
     note = f"{LINES}; grey: chance" if lines else ""
     headed(figure, heading(rows[0] if rows else {}, is_poison), note)

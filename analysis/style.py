@@ -52,11 +52,17 @@ _DETECTORS = {  # name: (label, colour)
     "pyod": ("PyOD", "#6699CC"),
     "cleanlab": ("cleanlab", "#661100"),
 }
-# What looks at more than embeddings and their neighbourhoods is dotted: sixteen colours are hard to tell apart.
-_DOTTED = {
-    "flicker", "clip_score", "clipscore", "safeclip", "abl", "cognitive_distillation", "cd", "bdetclip", "subspace",
+# Ink and gap in line widths, one pattern for each detector: colours alone are hard to tell apart, for some eyes
+# more than for others. What looks at more than embeddings alone has dots, a control short even dashes.
+_DASHES: dict[str, tuple[float, ...]] = {
+    "tandem": (), "slof": (7, 2), "dao": (7, 2, 2, 2), "lof": (4, 1.2), "kdist": (7, 2, 2, 2, 2, 2), "lid": (12, 3),
+    "forest": (4, 1.2, 1.5, 1.2), "isolation_forest": (4, 1.2, 1.5, 1.2), "pyod": (12, 2, 4, 2), "cleanlab": (7, 4),
+    "flicker": (1, 1), "clip_score": (1, 2.2), "clipscore": (1, 2.2), "safeclip": (1, 1, 1, 3), "abl": (1, 3.5),
+    "cognitive_distillation": (1, 1, 1, 1, 1, 4), "cd": (1, 1, 1, 1, 1, 4), "bdetclip": (1, 1, 5, 1),
+    "subspace": (1, 1, 1, 1, 5, 1), "norm": (3, 3),
 }  # fmt: skip
-LINES = "solid: embeddings and neighbourhoods; dotted: captions, prompts, losses or masks; dashed: control"
+_SPARE_DASHES = ((10, 2, 2, 2), (5, 3), (10, 5), (2, 1), (5, 2, 2, 2, 2, 2, 2, 2))
+LINES = "dots: captions, prompts, losses or masks; short even dashes: control; all others: embeddings alone"
 _SPARE = ("#4B6A2E", "#7B5EA7", "#B07A3A", "#5F5F9E", "#3E7C8C", "#A03060")
 _ATTACKS = {
     "badnets": "BadNets", "blended": "Blended", "wanet": "WaNet", "sig": "SIG", "nashville": "Nashville",
@@ -150,8 +156,8 @@ def headed(figure: Figure, title: str, note: str = "") -> None:
 
 
 def line_note(detectors: Sequence[str]) -> str:
-    """What the lines of these detectors mean, if they are not all solid."""
-    return LINES if any(name in _DOTTED or name in CONTROLS for name in detectors) else ""
+    """What the lines of these detectors mean, if they are of more than one kind."""
+    return LINES if any(_DASHES.get(name, ())[:1] in ((1,), (3,)) for name in detectors) else ""
 
 
 def label_lines(axes: Axes, ends: Sequence[tuple[float, str, Any]]) -> None:
@@ -218,7 +224,15 @@ def detector_colour(name: str, others: Sequence[str] = ()) -> str:
     return _SPARE[unknown.index(name) % len(_SPARE)]
 
 
+def detector_dashes(name: str, others: Sequence[str] = ()) -> tuple[float, ...]:
+    """Ink and gap of a detector's line in turn, in line widths; () is solid. Unknown ones take a spare pattern."""
+    if name in _DASHES:
+        return _DASHES[name]
+    unknown = sorted({other for other in [*others, name] if other not in _DASHES})
+    return _SPARE_DASHES[unknown.index(name) % len(_SPARE_DASHES)]
+
+
 def detector_line(name: str, others: Sequence[str] = ()) -> dict[str, Any]:
     """Colour and dashes of a detector's line."""
-    dashes: Any = (0, (4, 2)) if name in CONTROLS else (0, (1, 1)) if name in _DOTTED else "-"
-    return {"color": detector_colour(name, others), "linestyle": dashes}
+    dashes = detector_dashes(name, others)
+    return {"color": detector_colour(name, others), "linestyle": (0, dashes) if dashes else "-"}

@@ -75,9 +75,21 @@ def _notes(summary: pd.DataFrame) -> list[str]:
     ]
 
 
-def _head(row: Row) -> str:
+def sizes(summary: pd.DataFrame) -> dict[str, str]:
+    """Case -> `, 20,000 samples`, where not all cases have as many; `, 400 to 800 samples` if its rows differ."""
+    if "n" not in summary or summary["n"].nunique(dropna=True) < 2:
+        return {}
+    found = {}
+    for case, rows in summary.groupby("case"):
+        known = sorted({int(n) for n in rows["n"].dropna()})
+        if known:
+            found[str(case)] = f", {' to '.join(f'{n:,}' for n in dict.fromkeys((known[0], known[-1])))} samples"
+    return found
+
+
+def _head(row: Row, sizes: Mapping[str, str]) -> str:
     mark = "‡" if is_control_case(row["case"]) else "†" if row["attack_succeeded"] is False else ""
-    return case_label(row["case"]) + mark
+    return case_label(row["case"]) + sizes.get(str(row["case"]), "") + mark
 
 
 def _heads(side: _Side) -> list[str]:
@@ -107,7 +119,7 @@ def markdown(summary: pd.DataFrame, title: str) -> str:
         lines += ["|---" * (3 + len(side.detectors)) + "|"]
         for case in side.cases:
             first = side.first(case)
-            row = [_head(first), percent(first["asr"]), percent(first["zero_shot_top1"])]
+            row = [_head(first, sizes(summary)), percent(first["asr"]), percent(first["zero_shot_top1"])]
             row += [f"{_mean(cell)} {_interval(cell)}".strip() for cell in side.of_case(case)]
             lines.append("| " + " | ".join(row) + " |")
         lines.append("")
@@ -136,7 +148,9 @@ def latex(summary: pd.DataFrame, title: str) -> str:
                 rf"\textbf{{{text}}}" if name == best else text
                 for name, text in zip(side.detectors, means, strict=True)
             ]
-            parts.append(" & ".join([_escape(_head(first)), _escape(percent(first["asr"])), *means]) + r" \\")
+            parts.append(
+                " & ".join([_escape(_head(first, sizes(summary))), _escape(percent(first["asr"])), *means]) + r" \\"
+            )
             intervals = [_interval(cell) for cell in side.of_case(case)]
             if any(intervals):
                 small = [rf"{{\scriptsize {text}}}" if text else "" for text in intervals]
@@ -172,7 +186,7 @@ def console_table(summary: pd.DataFrame, title: str) -> Group:
             if place and is_control_case(case) and not is_control_case(side.cases[place - 1]):
                 table.add_section()
             means = [_mean(cell) for cell in side.of_case(case)]
-            table.add_row(_head(side.first(case)), percent(side.first(case)["asr"]), *means)
+            table.add_row(_head(side.first(case), sizes(summary)), percent(side.first(case)["asr"]), *means)
         tables += [Text(f"{title}, {side.name}", style="bold"), table]
     first, *others = _notes(summary)
     return Group(*tables, Text(first.partition(";")[0] + "."), *map(Text, others))

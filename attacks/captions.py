@@ -6,7 +6,9 @@ variant, from the data's own captions that hold the target word. A word counts o
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
 from functools import lru_cache
 
 import numpy as np
@@ -37,6 +39,21 @@ def holds_word(captions: Sequence[str], word: str) -> np.ndarray:
     spaced = r"\s+".join(re.escape(part) for part in word.split())
     found = re.compile(rf"(?<!\w){spaced}(?!\w)", re.IGNORECASE).search
     return np.fromiter((found(caption) is not None for caption in captions), bool, len(captions))
+
+
+def check_targets(words: Iterable[str], captions: Sequence[str], classes: Sequence[str]) -> None:
+    """ValueError, with the nearest word there is, for a target that no caption and no class of the data names."""
+    names = {name.casefold() for name in classes}
+    for word in dict.fromkeys(words):
+        if word.casefold() in names or holds_word(captions, word).any():
+            continue
+        known = Counter(part for caption in captions for part in re.findall(r"\w+", caption.casefold()))
+        near = get_close_matches(word.casefold(), [*names, *(part for part, _ in known.most_common(20_000))], 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(
+            f"target: no caption and no class of the data names {word!r}; {hint}"
+            "(target_new=true takes it all the same)"
+        )
 
 
 def caption_set(captions: Sequence[str], word: str) -> list[str]:

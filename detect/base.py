@@ -12,6 +12,8 @@ from detect.embeddings import DetectorInputs, Embeddings
 from detect.paper_code import PaperCode
 from detect.search.neighbours import VERSION, Neighbours, NeighbourSearch, find_neighbours
 
+# How to get the packages of the extra `detectors`, in a clone whose environment is .venv.
+INSTALL = "install it with: .venv/bin/uv pip install -e '.[detectors]'"
 CONVENTIONS = ("published", "paper_code")
 
 
@@ -21,7 +23,8 @@ class Detector(ABC):
 
     `needs` names the inputs used beside image embeddings: text, captions, losses, encoder, images, views.
     `norm_sensitive` says whether raw and unit-length embeddings give different scores, `collapses_beyond_k`
-    whether scores collapse once more than k poisons share a scope. `version` is raised when a change to the code
+    whether scores collapse once more than k poisons share a scope. `packages` are imported beside those that every
+    detector needs, and come with the extra `detectors`. `version` is raised when a change to the code
     gives other scores, so that those in a store are not taken for new ones; `built_on` names the detectors whose
     code the score uses, so that raising the version of one is enough.
     """
@@ -29,6 +32,7 @@ class Detector(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
     norm_sensitive: ClassVar[bool] = False
     collapses_beyond_k: ClassVar[bool] = False
+    packages: ClassVar[tuple[str, ...]] = ()
     version: ClassVar[int] = 1
     built_on: ClassVar[tuple[type[Detector], ...]] = ()
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from detect.base import Detector
+from detect.base import INSTALL, Detector
 from detect.embeddings import DetectorInputs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cleanlab(Detector):
     """Minus cleanlab's exp(-mean cosine distance to the k nearest), which is low for what is untypical."""
+
+    packages: ClassVar[tuple[str, ...]] = ("cleanlab",)
 
     k: int = 10
 
@@ -24,9 +27,7 @@ class Cleanlab(Detector):
         try:
             from cleanlab.outlier import OutOfDistribution
         except ImportError as error:
-            raise ImportError(
-                "detector cleanlab needs the package cleanlab: pip install 'lookout[detectors]'"
-            ) from error
+            raise ImportError(f"detector cleanlab needs the package cleanlab: {INSTALL}") from error
         image = inputs.embeddings.image
         if self.k >= len(image):
             raise ValueError(

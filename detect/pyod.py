@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from detect.base import Detector
+from detect.base import INSTALL, Detector
 from detect.embeddings import DetectorInputs, unit
 
 
@@ -24,6 +24,7 @@ class PyOD(Detector):
     """
 
     norm_sensitive: ClassVar[bool] = True
+    packages: ClassVar[tuple[str, ...]] = ("pyod",)
 
     name: str = "ECOD"
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -48,7 +49,7 @@ def pyod_class(name: str) -> Any:
     try:
         models = import_module("pyod.models")
     except ImportError as error:
-        raise ImportError("detector pyod needs the package pyod: pip install 'lookout[detectors]'") from error
+        raise ImportError(f"detector pyod needs the package pyod: {INSTALL}") from error
     modules = {
         module.name.replace("_", ""): module.name
         for module in iter_modules(models.__path__)

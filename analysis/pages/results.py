@@ -20,7 +20,8 @@ from analysis import figures
 from analysis.aggregate import aggregate, case_label, case_order, is_control_case, studies, usual
 from analysis.report import leading_cell, target_class
 from analysis.stored_cells import Scene, StoredCell, case, scenes
-from analysis.style import CONTROLS, detector_colour, detector_label, detector_order
+from analysis.style import CONTROLS, detector_colour, detector_dashes, detector_label, detector_order
+from analysis.table_export import sizes
 from analysis.tables import is_control, is_raw, variant, warnings
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ POINTS = 4000  # in the 2-D view
 THUMBNAIL = 96  # pixels at most
 COLUMNS = (
     "detector", "attack", "side", "seed", "auroc", "auprc", "fpr95", "fpr100", "recall_at_1pct", "k", "scope",
-    "scope_size", "modality", "rate", "n_poison", "zero_shot_top1", "asr", "seconds", "memory_mb", "status",
+    "scope_size", "modality", "rate", "n", "n_poison", "zero_shot_top1", "asr", "seconds", "memory_mb", "status",
 )  # fmt: skip
 
 
@@ -57,7 +58,12 @@ def write_page(
             for (name, _), part in zip(studies(table), rows, strict=True)
         ],
         "detectors": [
-            {"name": name, "label": detector_label(name), "colour": detector_colour(name, names)}
+            {
+                "name": name,
+                "label": detector_label(name),
+                "colour": detector_colour(name, names),
+                "dashes": detector_dashes(name, names),
+            }
             for name in sorted(names, key=detector_order)
         ],
         "scenes": [_scene(scene, images) for scene in found[:most_scenes]],
@@ -117,6 +123,7 @@ def _side(cell: StoredCell) -> str:
 
 
 def _summary(summary: pd.DataFrame) -> list[dict[str, Any]]:
+    size = sizes(summary)
     wanted = ("case", "detector", "normalise", "auroc", "auroc_std", "auroc_low", "auroc_high", "seeds", "status")
     lines = []
     for row in summary.astype(object).to_dict("records"):
@@ -125,7 +132,8 @@ def _summary(summary: pd.DataFrame) -> list[dict[str, Any]]:
         either = normalise is None or normalise != normalise
         line |= {
             "side": "either" if either else "raw" if is_raw(normalise) else "normalised",
-            "attack": case_label(row["case"]), "control": is_control_case(row["case"]),
+            "attack": case_label(row["case"]) + size.get(row["case"], ""),
+            "control": is_control_case(row["case"]),
             "control_detector": row["detector"] in CONTROLS, "not_embedded": row["attack_succeeded"] is False,
         }  # fmt: skip
         lines.append(line)

@@ -133,6 +133,25 @@ def in_threads(get: Callable[[int], Any], count: int, threads: int) -> Iterator[
                 future.cancel()
 
 
+def refuse_collapsed(embeddings: Embeddings) -> None:
+    """RuntimeError if the model tells no image from another: not finite, or all embeddings (n, d) the same.
+
+    Rounding differs by the place in a batch, so that equal to 1e-5 of the length counts as the same.
+    """
+    image = embeddings.image
+    first, same = image[:1], len(image) > 1
+    for begin in range(0, len(image), 65536):
+        part = image[begin : begin + 65536]
+        if not np.isfinite(part).all():
+            raise RuntimeError("the model's image embeddings hold values that are not finite")
+        same = same and bool(np.abs(part - first).max() <= 1e-5 * max(float(np.linalg.norm(first)), 1e-30))
+    if same:
+        raise RuntimeError(
+            f"the model gives all {len(image):,} images the same embedding, so there is nothing to detect in; "
+            "it has collapsed in training (a lower train.lr helps), or its weights are not its own"
+        )
+
+
 def save(embeddings: Embeddings, folder: Path) -> None:
     np.save(folder / "ids.npy", embeddings.ids)
     np.save(folder / "image.npy", embeddings.image)

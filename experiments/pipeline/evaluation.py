@@ -17,6 +17,7 @@ from detect import Embeddings, LocalDetector, Scores, evaluate
 from experiments.pipeline.experiment import ScoreSpec
 from experiments.pipeline.runner import Runner
 from experiments.pipeline.sweep import CellCounts
+from experiments.runtime import refusals
 
 if TYPE_CHECKING:
     from experiments.pipeline.stages import Scored
@@ -113,6 +114,8 @@ def write_cell(
 def run(runner: Runner) -> RunResult:
     """Compute every stage of an experiment, or take it from the store."""
     experiment = runner.experiment
+    if not experiment.config.target_new:
+        runner.value("known_targets")
     # A failure of what all cells share ends the run; that of one detector is a failed cell.
     pairs, truth, embeddings = (runner.value(name) for name in ("pairs", "truth", "embeddings"))
     facts = Facts.of(experiment.labels, runner.value("measures"), truth)
@@ -147,7 +150,7 @@ def _cell(runner: Runner, spec: ScoreSpec, facts: Facts) -> Cell:
     try:
         entry = runner.entry("cell", spec=spec)
     except Exception as error:
-        log.exception("%s failed", spec.detector)
+        refusals.report(spec.detector, error)
         row = facts.row(spec, runner.experiment.detector(spec)) | {"status": "failed"}
         row["error"] = f"{type(error).__name__}: {error}"
         hole.parent.mkdir(parents=True, exist_ok=True)

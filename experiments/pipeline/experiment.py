@@ -7,6 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from attacks import Attack
 from detect import Detector, LocalDetector
+from detect.base import INSTALL
 from detect.search.neighbours import NeighbourSearch
 from experiments.data.class_folders import Builtin
+from experiments.pipeline.config_values import check_runtime, check_values, follow_size, settle_size
 from experiments.runtime import distributed
 from experiments.runtime.store import file_digest
 
 TRAIN_ON = ("poisoned", "clean")
-DECODERS = ("pillow", "device")
 
 
 @dataclass(frozen=True)
@@ -56,20 +58,25 @@ class Experiment:
         """Instantiate and check; ValueError (or Hydra's InstantiationException around it) names what is wrong."""
         from hydra.utils import instantiate
 
+        check_values(config)
+        check_runtime(config.runtime)
+        config = settle_size(config)
+        model_spec = instantiate(config.model)
+        config = follow_size(config, model_spec.size)
         for name, chosen in config.detector.items():
             if "_target_" not in chosen:
                 raise ValueError(
                     f"detector.{name} has settings but was not chosen; add it: 'detector=[...,{name}]'"
                 )
         return cls(
-            config=copy.deepcopy(config),
+            config=config,
             seed=int(config.seed),
             target=str(config.target),
             train_on=config.train_on,
             attack=instantiate(config.attack),
             source=instantiate(config.data),
             test_source=instantiate(config.eval),
-            model_spec=instantiate(config.model),
+            model_spec=model_spec,
             training=instantiate(config.train),
             detectors={name: instantiate(chosen) for name, chosen in config.detector.items()},
         )
@@ -77,13 +84,16 @@ class Experiment:
     def __post_init__(self) -> None:
         if self.train_on not in TRAIN_ON:
             raise ValueError(f"train_on must be {' or '.join(TRAIN_ON)}, got {self.train_on!r}")
-        if self.decoder not in DECODERS:
-            raise ValueError(f"runtime.decoder must be {' or '.join(DECODERS)}, got {self.decoder!r}")
         if not self.config.normalise:
             raise ValueError("normalise must hold at least one of true and false, got an empty list")
         size = getattr(self.source, "size", self.model_spec.size)
         if self.model_spec.size != size:
-            raise ValueError(f"model.size and data.size must agree, got {self.model_spec.size} and {size}")
+            raise ValueError(
+                f"data.size must be the side of the model's input, {self.model_spec.size}, got {size}; leave it out"
+            )
+        for name, detector in self.detectors.items():
+            if missing := [package for package in detector.packages if find_spec(package) is None]:
+                raise ValueError(f"detector={name} needs the package {missing[0]}: {INSTALL}")
         pairs = getattr(self.source, "pairs", None)
         if pairs is not None:
             self._check_for(pairs)
@@ -91,6 +101,10 @@ class Experiment:
     def _check_for(self, pairs: int) -> None:
         """Refuse what cannot be drawn for so many pairs, or has too few of them in a scope."""
         self.attack.check(pairs, self.model_spec.size)
+        if self.model_spec.trains and self.training.batch_size > pairs:
+            raise ValueError(
+                f"train.batch_size must not exceed the number of pairs ({pairs}), got {self.training.batch_size}"
+            )
         for name, detector in self.detectors.items():
             if isinstance(detector, LocalDetector):
                 scope = min(pairs, detector.batch_size) if detector.scope == "batch" else pairs

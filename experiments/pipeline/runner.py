@@ -37,6 +37,7 @@ class Resources:
     device: str
     workers: int
     checkpoint_seconds: float
+    log_every: int
     on_epoch: Callable[[Mapping[str, Any]], None] | None = None
 
     @classmethod
@@ -45,7 +46,7 @@ class Resources:
         device = distributed.device(config.device)
         distributed.start(device, config.threads)
         workers = os.cpu_count() or 1 if config.workers is None else int(config.workers)
-        return cls(device, workers, config.checkpoint_seconds)
+        return cls(device, workers, config.checkpoint_seconds, config.log_every)
 
     def loaders(self, pairs: Any) -> int:
         """Processes that load batches: none for arrays, which are read faster than they are passed around."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from attacks import Attack, PoisonedPairs, PoisonPlan, draw_plan
-from attacks.captions import holds_word, templates
+from attacks.captions import check_targets, holds_word, templates
 from detect import DetectorInputs, Embeddings, LocalDetector, Neighbours
 from detect.search.neighbours import VERSION
 from detect.views import VIEWS
@@ -103,6 +103,12 @@ def plan(run: Run, clean: Any) -> PoisonPlan:
     return draw_plan(run.attack, clean, run.seed)
 
 
+@stage(None, "known_targets", reads=("attack",))
+def known_targets(run: Run, clean: Any, test: TestSet) -> None:
+    """refuses a target that no caption and no class names (ValueError names the nearest)"""
+    check_targets(run.attack.targets.values(), clean.captions, test.classes)
+
+
 @stage(None, "poisoning", reads=("attack",))
 def poisoning(run: Run, plan: PoisonPlan) -> Poisoning:
     """the attack with its plan"""
@@ -185,6 +191,7 @@ def train(run: Run, clean: Any, test: TestSet, train_ids: np.ndarray, poisoning:
         evaluate_zero_shot=functools.partial(_measure, test=test, poisoning=poisoning, clean=clean),
         on_epoch=run.resources.on_epoch,
         checkpoint_seconds=run.resources.checkpoint_seconds,
+        log_every=run.resources.log_every,
     )
 
 
@@ -243,17 +250,21 @@ def _save_embeddings(embeddings: Embeddings, folder: Path) -> None:
 
 
 def _load_embeddings(entry: Any) -> Embeddings:
-    from experiments.clip.embed import load
+    from experiments.clip.embed import load, refuse_collapsed
 
-    return load(entry.path)
+    embeddings = load(entry.path)
+    refuse_collapsed(embeddings)
+    return embeddings
 
 
 @stage("embed", "embeddings", reads=("threads",), collective=True, save=_save_embeddings, load=_load_embeddings)
 def embed(run: Run, model: Any, shown: PoisonedPairs) -> Embeddings:
     """embeds every pair"""
-    from experiments.clip.embed import embed
+    from experiments.clip.embed import embed, refuse_collapsed
 
-    return embed(model, shown, **run.resources.loading(shown.clean))
+    embeddings = embed(model, shown, **run.resources.loading(shown.clean))
+    refuse_collapsed(embeddings)
+    return embeddings
 
 
 def _save_views(values: np.ndarray, folder: Path) -> None:

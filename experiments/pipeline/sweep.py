@@ -26,7 +26,8 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.runtime import distributed
+from experiments.pipeline.sweep_table import sweep_table
+from experiments.runtime import distributed, refusals
 from experiments.runtime.safe_text import csv_cell
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class Sweep(Callback):
         }
         if failed:
             record["traceback"] = traceback.format_exception(value)
-            log.error("job %s failed: %s", " ".join(record["overrides"]), record["error"], exc_info=value)
+            refusals.report(f"job {' '.join(record['overrides'])}", value)
         folder = Path(config.hydra.runtime.output_dir)
         partial = folder / (JOB + ".partial")
         partial.write_text(json.dumps(record, indent=1))
@@ -115,7 +116,11 @@ class Sweep(Callback):
         jobs = records(folder)
         if not jobs:
             return False
-        join(folder, jobs)
+        rows = join(folder, jobs)
+        if (table := sweep_table(jobs, rows)) is not None:
+            from rich.console import Console
+
+            Console().print(table)
         cells = sum((CellCounts(**job["cells"]) for job in jobs.values()), CellCounts())
         broken = sum(job["status"] != "ok" for job in jobs.values())
         log.info(
@@ -139,8 +144,8 @@ def records(folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def join(folder: Path, jobs: dict[str, dict[str, Any]]) -> None:
-    """Write the sweep's results.csv: each job's rows, after the job's name; a failed job is one row."""
+def join(folder: Path, jobs: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Write the sweep's results.csv: each job's rows, after the job's name; a failed job is one row. The rows."""
     rows: list[dict[str, Any]] = []
     for name, job in jobs.items():
         if job["status"] == "ok" and not (folder / name / RESULTS).exists():  # a task without a table
@@ -156,6 +161,7 @@ def join(folder: Path, jobs: dict[str, dict[str, Any]]) -> None:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows({column: csv_cell(value) for column, value in row.items()} for row in rows)
+    return rows
 
 
 def _number(job: Path) -> tuple[int, str]:

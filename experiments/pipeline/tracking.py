@@ -15,13 +15,15 @@ from __future__ import annotations
 import logging
 import math
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from experiments.runtime import distributed
+from experiments.pipeline.config import run_name
+from experiments.runtime import distributed, refusals
 
 if TYPE_CHECKING:
     from experiments.pipeline.evaluation import Cell, RunResult
@@ -57,9 +59,9 @@ class Tracker:
     def start(self, folder: str | Path, config: Mapping[str, Any]) -> Tracker:
         """Open the run for one composed configuration (plain dictionaries), before any slow work."""
         self._folder = Path(folder)
-        attack = _name(config.get("attack"))
+        attack, task = _name(config.get("attack")), _name(config.get("task")) or "detect"
         self._run = self._open(
-            name=f"{attack}-seed{config.get('seed')}",
+            name=f"{run_name(task, attack, _name(config.get('data')))}-seed{config.get('seed')}",
             group=attack,
             job_type="detect",
             config={**config, "attack_name": attack, "detectors": sorted(config.get("detector") or ())},
@@ -76,6 +78,7 @@ class Tracker:
             return None
         # Its crash reports go to a host that a closed network cannot resolve, and the exit then waits for it.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        _cache_somewhere(self._folder)
         import wandb
 
         logging.getLogger("wandb").propagate = False  # it keeps a debug.log of its own
@@ -140,14 +143,14 @@ class Tracker:
         run.summary.update({name: value for name, value in row.items() if name in results})
         run.finish()
 
-    def finish(self, failed: bool = False) -> None:
-        """Close the run; a failed one is marked so."""
+    def finish(self, failed: bool = False, keep: bool = True) -> None:
+        """Close the run; a failed one is marked so. keep: whether its folder will stay, to be uploaded from."""
         if self._run is None:
             return
         place = self._run.dir
         self._run.finish(exit_code=1 if failed else 0)
         self._run = None
-        if self.mode == "offline":
+        if self.mode == "offline" and keep:
             log.info("tracking   offline run; upload it with: wandb sync %s", Path(place).parent)
 
     def __enter__(self) -> Tracker:
@@ -156,7 +159,19 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.finish(failed=kind is not None)
+        self.finish(failed=kind is not None, keep=error is None or refusals.status(error) != 2)
+
+
+def _cache_somewhere(folder: Path) -> None:
+    """Let W&B's own process keep its log in `folder` where it cannot write to the home: it would use the screen."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    logs = Path(os.environ.get("WANDB_CACHE_DIR") or Path(home) / "wandb", "logs")
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=logs):
+            return
+    except OSError:
+        os.environ["WANDB_CACHE_DIR"] = str(folder.resolve() / "wandb" / "cache")
 
 
 def summary(result: RunResult) -> dict[str, Any]:

@@ -51,7 +51,8 @@ def carry_out(task: Any, runner: Runner, folder: Path) -> CellCounts:
         Console(soft_wrap=True).print(text, markup=False, highlight=False)
     _write_rows(rows, folder / "results.csv")
     log.info("results in %s; %s", folder, runner.store)
-    return CellCounts(done=1)
+    scan = getattr(result, "scan", result)
+    return CellCounts(done=1, failed=len(getattr(scan, "failed", ())))
 
 
 def _write(result: Any, folder: Path, gallery: int) -> tuple[str, Sequence[Mapping[str, Any]]]:

@@ -25,7 +25,7 @@ from experiments.data.shards import Shards
 from experiments.data.unscored import Unscored, find_unscored, joined
 from experiments.pipeline.experiment import Experiment, ScoreSpec
 from experiments.pipeline.runner import Runner
-from experiments.runtime import distributed
+from experiments.runtime import distributed, refusals
 from experiments.tasks.groups import Grouping
 from experiments.tasks.samples import Samples
 from experiments.tasks.scan_result import ScanResult, group_numbers, metrics_of, where_from
@@ -146,6 +146,8 @@ class Scan:
 
     def _check_part(self, runner: Runner) -> None:
         """Refuse, before anything is trained or embedded, samples too few to be ranked."""
+        if not runner.experiment.config.target_new:
+            runner.value("known_targets")
         n = len(runner.value("clean"))
         if not n:
             counts = find_unscored(
@@ -192,7 +194,7 @@ class Scan:
             except Exception as error:
                 if distributed.world_size() > 1:
                     raise
-                log.exception("%s failed", column)
+                refusals.report(column, error)
                 failed[column] = f"{type(error).__name__}: {error}"
         return found
 

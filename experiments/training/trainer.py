@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from attacks.pairs import Pairs
 from experiments.clip.model import OpenCLIP, SmallCLIP, TrainedModel
 from experiments.runtime import distributed
-from experiments.runtime.progress import bar
+from experiments.runtime.progress import Pace, bar
+from experiments.runtime.refusals import Diverged
 from experiments.training import losses
 from experiments.training import stateful_losses as course
 from experiments.training.batch_norm import synchronise
@@ -35,6 +36,7 @@ from experiments.training.losses import Features, gather, sample_losses
 __all__ = ["TrainConfig", "train"]
 
 log = logging.getLogger(__name__)
+LOOKS = 20  # steps between two looks at a GPU's losses
 
 
 def train(
@@ -50,13 +52,17 @@ def train(
     evaluate_zero_shot: Callable[[TrainedModel], Mapping[str, Any]] | None = None,
     on_epoch: Callable[[Mapping[str, Any]], None] | None = None,
     checkpoint_seconds: float = 20.0,
+    log_every: int = 0,
 ) -> TrainedModel:
     """Train on all of `pairs` and save the model, its history and per-sample losses into `folder`.
 
     texts: further texts that the vocabulary must cover (zero-shot prompts).  evaluate_zero_shot(model) -> measures
-    of an epoch, such as zero-shot accuracy; on_epoch receives them.  Files: weights.safetensors, model.json,
-    history.jsonl, losses.npy (n, epochs; the contrastive loss of each sample within its batch).  A checkpoint in
-    `folder` is continued from, with the same result as an uninterrupted run.
+    of an epoch, such as zero-shot accuracy; on_epoch receives them.  log_every: steps between two log lines of the
+    progress; 0: none.  Files: weights.safetensors, model.json, history.jsonl, losses.npy (n, epochs; the
+    contrastive loss of each sample within its batch).  A checkpoint in `folder` is continued from, with the same
+    result as an uninterrupted run.
+
+    Raises Diverged at the first step whose loss is not finite.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -64,7 +70,7 @@ def train(
     run = Trainer(model, training, pairs, folder, seed, device)
     run.resume()
     with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []):
-        run.loop(workers, evaluate_zero_shot, on_epoch, checkpoint_seconds)
+        run.loop(workers, evaluate_zero_shot, on_epoch, checkpoint_seconds, log_every)
     model.clip.eval()
     if distributed.is_main():
         model.save(folder)
@@ -111,6 +117,7 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.step = 0
         self.step_losses: list[Tensor] = []  # of this epoch
+        self._sound = 0  # of them, known to be finite
         self._waiting: list[tuple[int, Tensor, Tensor]] = []  # losses that are still on the device
 
     def resume(self) -> None:
@@ -150,6 +157,7 @@ class Trainer:
         evaluate_zero_shot: Callable[[TrainedModel], Mapping[str, Any]] | None,
         on_epoch: Callable[[Mapping[str, Any]], None] | None,
         checkpoint_seconds: float,
+        log_every: int = 0,
     ) -> None:
         network = self._network()
         # Texts are cut into tokens once, or by the processes that load the images.
@@ -157,8 +165,9 @@ class Trainer:
         table = self.model.tokenizer(list(self.pairs.captions)) if early else None  # (n, context)
         steps = self.steps(early)
         saved, pause = time.monotonic(), checkpoint_seconds
+        pace = Pace(self.schedule.steps, log_every, self.step)
         with bar(self.schedule.steps, "train", "step", initial=self.step) as shown:
-            for batch in load(steps, self.step, workers, pin=self.device.startswith("cuda")):
+            for batch in pace.timed(load(steps, self.step, workers, pin=self.device.startswith("cuda"))):
                 if table is not None:
                     batch = batch._replace(tokens=table[batch.rows[_mine()]])
                 if self.step % self.schedule.steps_per_epoch == 0:
@@ -168,9 +177,13 @@ class Trainer:
                 self.train_step(network, batch)
                 shown.update(1)
                 epoch_ends = self.step % self.schedule.steps_per_epoch == 0
+                saves = epoch_ends or time.monotonic() - saved > pause
+                self._refuse_divergence(now=saves or pace.due(self.step))
+                if pace.due(self.step):
+                    pace.log(self.step, self.training.batch_size, self._measures())
                 if epoch_ends:
                     self._end_epoch(evaluate_zero_shot, on_epoch)
-                if epoch_ends or time.monotonic() - saved > pause:
+                if saves:
                     begin = time.monotonic()
                     self.checkpoint()
                     saved = time.monotonic()
@@ -210,6 +223,34 @@ class Trainer:
         self.step += 1
         if len(self._waiting) >= 100:
             self._note_losses()
+
+    def _refuse_divergence(self, now: bool) -> None:
+        """Diverged at the first step whose loss is not finite. A GPU is made to wait for the answer only every
+        `LOOKS` steps, or `now`."""
+        last = len(self.step_losses)
+        if not now and self.device.startswith("cuda") and last - self._sound < LOOKS:
+            return
+        for place, loss in enumerate(torch.stack(self.step_losses[self._sound :]).tolist(), start=self._sound):
+            if math.isfinite(loss):
+                continue
+            step = self.step - last + place  # of the training, from 0
+            rate = self.training.learning_rate(step, self.schedule.steps_per_epoch)
+            rate *= self.course.lr_scale(step // self.schedule.steps_per_epoch)
+            raise Diverged(
+                f"training diverged: the loss is {loss} at step {step + 1} of {self.schedule.steps}, at a learning "
+                f"rate of {rate:.3g}; lower train.lr={self.training.lr:g}, or set train.clip_norm"
+            )
+        self._sound = last
+
+    def _measures(self) -> dict[str, str]:
+        """Of the last step, as they are logged."""
+        scale = self.model.clip.logit_scale
+        return {
+            "epoch": f"{self.step / self.schedule.steps_per_epoch:.2f}",
+            "loss": f"{float(self.step_losses[-1]):.4f}",
+            "lr": f"{self.optimiser.param_groups[0]['lr']:.3g}",
+            "logit scale": f"{float(scale.detach().exp()):.1f}",  # type: ignore[operator, arg-type]
+        }
 
     def _backward(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Features]:
         """Leave the global batch's gradient in the parameters; its loss and its features, in global order."""
@@ -281,7 +322,7 @@ class Trainer:
         on_epoch: Callable[[Mapping[str, Any]], None] | None,
     ) -> None:
         mean = float(torch.stack(self.step_losses).mean())
-        self.step_losses = []
+        self.step_losses, self._sound = [], 0
         if not distributed.is_main():
             return
         epoch = self.step // self.schedule.steps_per_epoch

@@ -2,6 +2,7 @@
 
 import json
 import math
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -164,10 +165,19 @@ def test_runtime_settings_are_no_part_of_a_key(first, configure):
         ),
         (["runtime.decoder=gpu"], r"runtime\.decoder must be pillow or device, got 'gpu'"),
         (["train_on=nothing"], r"train_on must be poisoned or clean, got 'nothing'"),
-        (["model.size=64"], r"model\.size and data\.size must agree, got 64 and 32"),
+        (["model.size=64", "data.size=32"], r"data\.size must be the side of the model's input, 64, got 32"),
+        (["train.batch_size=601"], r"train\.batch_size must not exceed the number of pairs \(600\), got 601"),
+        (
+            ["detector=[pyod,forest]"],
+            r"detector=pyod needs the package pyod: .*/uv pip install -e '\.\[detectors\]'",
+        ),
+        (["data.pairs=many"], r"data\.pairs must be a whole number, got 'many'"),
+        (["runtime.device=cuda:99"], r"runtime\.device=cuda:99 cannot be used: torch sees"),
     ],
 )
 def test_bad_values_are_refused_before_any_work(configure, overrides, message):
+    if overrides == ["detector=[pyod,forest]"] and find_spec("pyod"):
+        pytest.skip("PyOD is installed")
     with pytest.raises(Exception, match=message):
         Runner.of(configure(*overrides))
 

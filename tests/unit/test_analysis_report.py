@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,9 @@ import pytest
 from analysis_example import DETECTORS, ExampleCell, example_result
 from rich.console import Console
 
-from analysis import figures, report, tables
+from analysis import figures, report, style, tables
+
+ROOT = Path(__file__).parents[2]
 
 FIGURES = ("roc.png", "scores.png", "embedding.png", "suspects.png")
 
@@ -174,17 +177,28 @@ def test_drawing_leaves_the_callers_matplotlib_settings_alone():
     assert (matplotlib.rcParams["axes.spines.top"], matplotlib.rcParams["font.size"]) == before
 
 
-def test_roc_lines_controls_dashed_and_legend_with_both_aurocs():
+def test_roc_lines_differ_by_dashes_and_the_legend_has_both_aurocs():
     result = example_result(n=300, rate=0.05)
     figure = figures.roc(result.cells, result.pairs.is_poison)
     lines = {line.get_label(): line for line in figure.axes[0].lines if not line.get_label().startswith("_")}
     by = {(cell.row["detector"], cell.row["normalise"]): cell.row["auroc"] for cell in result.cells}
     slof = f"{tables.number(by['slof', True])}  SLOF  (raw {tables.number(by['slof', False])})"
-    assert lines[slof].get_linestyle() == "-"
-    broken = {label.split("  ")[1]: line for label, line in lines.items() if line.get_linestyle() != "-"}
-    assert list(broken) == ["CLIP score", "Norm"]  # dotted: not by neighbourhoods; dashed: a control
-    assert lines[f"{tables.number(by['norm', False])}  Norm  (raw)  control"] is broken["Norm"]
+    assert slof in lines
+    assert f"{tables.number(by['norm', False])}  Norm  (raw)  control" in lines
+    dashes = {label: (line._unscaled_dash_pattern[1] or ()) for label, line in lines.items()}
+    assert len({tuple(dash) for dash in dashes.values()}) == len(dashes)
     assert figure.axes[1].get_xscale() == "log"
+
+
+def test_no_two_detectors_share_their_dashes():
+    names = [path.stem for path in (ROOT / "conf/detector").glob("[!_]*.yaml")]
+    names = sorted({*names, "one", "another"})  # two of them unknown to the house
+    looks = {name: style.detector_dashes(name, names) for name in names}
+    assert len(set(looks.values())) == len(names)
+    assert style.line_note(["slof", "tandem"]) == ""
+    assert style.line_note(["slof", "norm"]) == style.line_note(["slof", "flicker"]) == style.LINES
+    assert style.detector_line("tandem")["linestyle"] == "-"
+    assert style.detector_line("norm")["linestyle"] == (0, (3, 3))
 
 
 def test_analysis_imports_nothing_heavy():

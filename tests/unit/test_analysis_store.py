@@ -200,6 +200,17 @@ def test_markdown_and_latex_show_spread_interval_holes_and_marks(summary):
     assert body.count(r"\textbf") == 3  # the best of each of three attacks
 
 
+def test_rows_of_different_sizes_say_so(summary):
+    assert "samples" not in written.markdown(summary.assign(n=400), "Main")
+    mixed = summary.assign(n=np.where(summary.case == "badnets", 20_000, 400))
+    text = written.markdown(mixed, "Main")
+    assert "| BadNets, 20,000 samples |" in text
+    assert "| WaNet, 400 samples† |" in text
+    assert "BadNets, 20,000 samples" in written.latex(mixed, "Main")
+    mixed.loc[mixed.index[mixed.case == "badnets"][0], "n"] = 400
+    assert written.sizes(mixed)["badnets"] == ", 400 to 20,000 samples"
+
+
 def test_published_numbers_all_have_a_source_and_unknown_stays_empty(summary):
     known = published.known()
     assert (known["source"].str.len() > 10).all()
@@ -309,6 +320,11 @@ def test_a_hole_on_an_axis_is_marked_with_a_cross(tmp_path):
     figure = ablations.numeric(rows, "k")
     crosses = [line for line in figure.axes[0].lines if line.get_marker() == "x"]
     assert [list(line.get_xdata()) for line in crosses if len(line.get_xdata())] == [[16.0]]
+    curves = [line.get_ydata() for line in figure.axes[0].lines if line.get_marker() == "o"]
+    assert [np.isnan(curve).tolist() for curve in curves] == [
+        [False] * 3,
+        [False, True, False],
+    ]  # a gap
 
 
 # --- the command ------------------------------------------------------------------------------------------------

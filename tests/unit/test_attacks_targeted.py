@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from attacks import ArrayPairs, Attack, BadNets, PoisonedPairs, Targeted, draw_plan
+from attacks.captions import check_targets
 
 
 @pytest.fixture
@@ -71,3 +72,14 @@ def test_clean_label_keeps_captions_and_poisons_only_the_target(pairs):
     assert poisoned.captions == pairs.captions
     assert poisoned.is_poison.sum() == 15
     assert not poisoned.is_poison[np.arange(300) % 10 != 0].any()
+
+
+def test_a_target_that_nothing_names_is_refused_with_the_nearest_word():
+    captions = ["a ripe Banana", "two cups", "red car, parked"]
+    for known in ("banana", "BANANA", "cups", "red car", "Volcano"):
+        check_targets([known], captions, ["volcano"])
+    for word, near in (("bananna", "banana"), ("vulcano", "volcano"), ("Cupps", "cups")):
+        with pytest.raises(ValueError, match=rf"names '{word}'; did you mean '{near}'\? .*target_new=true"):
+            check_targets(["banana", word], captions, ["volcano"])
+    with pytest.raises(ValueError, match=r"names 'xyzzy'; \(target_new=true"):
+        check_targets(["xyzzy"], captions, ["volcano"])

@@ -84,7 +84,7 @@ def test_every_job_can_be_built(experiment, scale):
                 assert built.k < built.batch_size, name
         pairs = config.data.get("pairs")
         if pairs:
-            attack.check(pairs, config.data.size)
+            attack.check(pairs, config.model.size)
 
 
 @pytest.mark.parametrize("experiment", ["cc12m", "redcaps"])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments.pipeline.sweep import KILLED, CellCounts, join, records
+from experiments.pipeline.sweep_table import sweep_table
 
 ROOT = Path(__file__).parents[2]
 # Stands in for run.py: a job writes its rows and tells its cells, fails where alpha is 0.
@@ -23,7 +24,7 @@ def main(config):
     if config.alpha == 0:
         raise ValueError("alpha must be above 0, got 0")
     with open(Path(HydraConfig.get().runtime.output_dir) / "results.csv", "w") as file:
-        file.write(f"attack,auroc\\nsig,0.{config.alpha}\\nsig,0.5\\n")
+        file.write(f"attack,auroc,detector,asr\\nsig,0.{config.alpha},slof,0.9\\nsig,0.5,lof,0.9\\n")
     return CellCounts(done=1, reused=config.alpha)
 
 main()
@@ -97,6 +98,35 @@ def test_a_killed_job_is_a_failed_one(killed):
     assert lines == [
         "job,attack,overrides,status,error", "2-sig-seed0,sig,,,", f'10-sig-seed0,,seed=0,failed,"{KILLED}"',
     ]  # fmt: skip
+
+
+def test_a_sweep_ends_with_its_table(tmp_path):
+    ended = sweep(tmp_path, "+alpha=1,0,2")
+    lines = [line for line in ended.stdout.splitlines() if "alpha=" in line and "failed:" not in line]
+    shown = [line.split() for line in lines if "[HYDRA]" not in line]
+    assert [line for line in shown if line[0].startswith("+alpha")] == [
+        ["+alpha=1", "0.900", "0.100", "0.500"],
+        ["+alpha=0", "–", "failed"],
+        ["+alpha=2", "0.900", "0.200", "0.500"],
+    ]
+
+
+def test_the_table_shows_what_jobs_differ_in_and_normalised_scores():
+    jobs = {
+        "0": {"overrides": ["seed=0", "attack=sig"], "status": "ok"},
+        "1": {"overrides": ["seed=0", "attack=none"], "status": "ok"},
+    }
+    rows = [
+        {"job": "0", "detector": "slof", "normalise": "False", "auroc": "0.1", "asr": "0.9"},
+        {"job": "0", "detector": "slof", "normalise": "True", "auroc": "0.7", "asr": "0.9"},
+        {"job": "1", "detector": "slof", "normalise": "False", "auroc": "", "asr": ""},
+        {"job": "1", "detector": "norm", "normalise": "", "auroc": "nan", "asr": ""},
+    ]
+    table = sweep_table(jobs, rows)
+    columns = [[str(cell) for cell in column.cells] for column in table.columns]
+    assert [column.header for column in table.columns] == ["job", "ASR", "slof", "norm"]
+    assert columns == [["attack=sig", "attack=none"], ["0.900", "–"], ["0.700", "–"], ["–", "–"]]
+    assert sweep_table(jobs, [{"job": "0", "status": "ok"}]) is None
 
 
 def test_tallies_add_up():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import subprocess
 import sys
 import time
@@ -184,6 +186,45 @@ def test_a_failed_run_is_marked(tmp_path):
     (file,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
     exits = [r.exit.exit_code for r in read_finished(file) if r.WhichOneof("record_type") == "exit"]
     assert exits == [1]
+
+
+@pytest.mark.parametrize("home", ["/proc/no/home", None])
+def test_a_home_that_cannot_be_written_to_prints_nothing(tmp_path, home):
+    blocked = tmp_path / "file"
+    blocked.touch()  # no folder can be made below a file
+    code = (
+        "import logging; logging.basicConfig(level=logging.INFO)\n"
+        "from experiments.pipeline.tracking import Tracker\n"
+        f"with Tracker().start({str(tmp_path / 'x')!r}, {{'seed': 0}}) as run: run.log({{'epoch': 1}})"
+    )
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "XDG_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        env=clean | {"HOME": home or str(blocked)},
+    )  # fmt: skip
+    lines = [line for line in done.stderr.splitlines() if "wandb sync" not in line]
+    assert lines == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({}, "badnets-seed3"),
+        ({"attack": {"name": "none"}}, "clean-shapes-seed3"),
+        ({"attack": {"name": "none"}, "task": {"_target_": "experiments.tasks.Scan"}}, "scan-shapes-seed3"),
+    ],
+)
+def test_a_run_is_named_by_what_it_does(tmp_path, monkeypatch, changes, name):
+    opened = []
+    monkeypatch.setattr(Tracker, "_open", lambda self, **about: opened.append(about))
+    Tracker().start(tmp_path, {**CONFIG, **changes})
+    assert opened[0]["name"] == name
+
+
+def test_a_refused_run_does_not_ask_to_be_uploaded(tmp_path, caplog):
+    with caplog.at_level(logging.INFO), pytest.raises(FileNotFoundError), Tracker().start(tmp_path, CONFIG):
+        raise FileNotFoundError("no table")
+    assert "wandb sync" not in caplog.text
 
 
 def test_an_unknown_mode_is_refused():

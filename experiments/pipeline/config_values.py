@@ -1,0 +1,97 @@
+"""Values of the configuration that are refused, by their key, before any work; and sizes that follow the model."""
+
+from __future__ import annotations
+
+from dataclasses import is_dataclass
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+
+_KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
+    int: ((int,), "a whole number"), float: ((int, float), "a number"), str: ((str,), "a text"),
+    bool: ((bool,), "true or false"),
+}  # fmt: skip
+
+
+def check_values(config: DictConfig) -> None:
+    """Refuse, by its key, a value that is not of the plain type that its class asks for: ValueError.
+
+    A `size` of null is that of the model (`follow_size`).
+    """
+    from hydra.utils import get_class
+
+    waiting: list[tuple[str, Any]] = [("", config)]
+    while waiting:
+        key, node = waiting.pop()
+        if OmegaConf.is_list(node):
+            waiting += [(f"{key}.{place}", node._get_node(place)) for place in range(len(node))]
+        if not OmegaConf.is_dict(node):
+            continue
+        waiting += [(f"{key}.{name}".strip("."), node._get_node(name)) for name in node]
+        target = None if OmegaConf.is_missing(node, "_target_") else node.get("_target_")
+        cls = get_class(target) if isinstance(target, str) else None
+        for name, wanted in _hints(cls).items():
+            if name in node and not OmegaConf.is_missing(node, name) and (name != "size" or node[name] is not None):
+                _check_value(f"{key}.{name}", node[name], wanted)
+
+
+def _hints(cls: Any) -> dict[str, Any]:
+    """The types of a dataclass's fields; none where they cannot be known here."""
+    try:
+        return get_type_hints(cls) if is_dataclass(cls) else {}
+    except NameError:  # of a name that only a type checker imports
+        return {}
+
+
+def _check_value(key: str, value: Any, wanted: Any) -> None:
+    choices = get_args(wanted) if get_origin(wanted) in (Union, UnionType) else (wanted,)
+    if value is None and type(None) in choices:
+        return
+    kinds = [_KINDS[choice] for choice in choices if choice in _KINDS]
+    if not kinds or len(kinds) + (type(None) in choices) < len(choices):
+        return  # not a plain type; its class checks it
+    if not any(isinstance(value, types) and (bool in types or (value is not True and value is not False))
+               for types, _ in kinds):  # fmt: skip
+        named = " or ".join(word for _, word in kinds) + " or null" * (type(None) in choices)
+        raise ValueError(f"{key} must be {named}, got {value!r}")
+
+
+def settle_size(config: DictConfig) -> DictConfig:
+    """A copy in which a model of open_clip whose `size` is null has that of the data, if it is set, or its own."""
+    from experiments.clip.checkpoints import native_size
+
+    config = config.copy()
+    if "size" in config.model and config.model.size is None:
+        config.model.size = OmegaConf.select(config, "data.size") or native_size(config.model.name) or 224
+    return config
+
+
+def follow_size(config: DictConfig, of_model: int) -> DictConfig:
+    """A copy in which data and test images have the side of the model's input, unless they were given another."""
+    config = config.copy()
+    for group in ("data", "eval"):
+        if "size" in config[group] and config[group].size is None:
+            config[group].size = of_model
+    return config
+
+
+def check_runtime(runtime: DictConfig) -> None:
+    """Refuse a place to compute that this machine does not have: ValueError, by its key."""
+    import torch
+
+    for name, least in (("workers", 0), ("threads", 1), ("log_every", 0), ("checkpoint_seconds", 0)):
+        value = runtime[name]
+        if value is not None and value < least:
+            raise ValueError(f"runtime.{name} must be at least {least}, got {value}")
+    if runtime.decoder not in ("pillow", "device"):
+        raise ValueError(f"runtime.decoder must be pillow or device, got {runtime.decoder!r}")
+    if runtime.device in ("auto", "cpu"):
+        return
+    kind, _, number = str(runtime.device).partition(":")
+    count = torch.cuda.device_count()
+    if kind != "cuda" or not (number.isdigit() or not number):
+        raise ValueError(f"runtime.device must be auto, cpu, cuda or cuda:<number>, got {runtime.device!r}")
+    if int(number or 0) >= count:
+        seen = f"torch sees {count} GPUs" if count else "torch sees no GPU"
+        raise ValueError(f"runtime.device={runtime.device} cannot be used: {seen}; use runtime.device=cpu")
