@@ -16,7 +16,8 @@ from attacks import PoisonedPairs
 from detect import Embeddings, LocalDetector, Scores, evaluate
 from experiments.pipeline.study import Study, Variant
 from experiments.pipeline.sweep import CellCounts
-from experiments.runtime import refusals
+from experiments.runtime import distributed, refusals, stopping
+from experiments.runtime.atomic import write_whole
 from experiments.runtime.store import Entry, Stage
 
 log = logging.getLogger(__name__)
@@ -126,13 +127,17 @@ class Evaluation:
             scored = self.study.score_entry(variant)
             entry = self.study.get(stage, lambda folder: self._evaluate(variant, scored, folder), quiet=True)
         except Exception as error:
+            if stopping.reason(error):  # as a full disk: all others would fail as well
+                raise
             refusals.report(variant[0], error)
             row = self.row(variant) | {"status": "failed"}
             row["error"] = f"{type(error).__name__}: {error}"
-            hole.parent.mkdir(parents=True, exist_ok=True)
-            hole.write_text(json.dumps(row, indent=1))
+            if distributed.is_main():
+                hole.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(hole, json.dumps(row, indent=1))
             return Cell(row, None)
-        hole.unlink(missing_ok=True)
+        if distributed.is_main() and hole.exists():
+            hole.unlink()
         scores = pd.read_parquet(entry.path / "scores.parquet", columns=["score"])["score"].to_numpy()
         return Cell(json.loads((entry.path / "cell.json").read_text()), scores, entry.reused)
 

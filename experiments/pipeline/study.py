@@ -144,7 +144,7 @@ class Study:
         if not self.model_spec.trains:  # it is only fetched and brought into our form
             return self.get(Stage("train", 1, config), self._fetch)
         config["train"] = self._resolved("train") | {"precision": self.training.resolved_precision(self.device)}
-        config["seed"] = self.seed
+        config |= {"seed": self.seed} | self._threads
         if not self.training.sync_batch_norm:
             config["processes"] = distributed.world_size()
         # The zero-shot prompts are part of a small model's vocabulary.
@@ -185,7 +185,7 @@ class Study:
         inputs = {
             "train": self.train_entry.key, "eval": self.eval_entry.key, "plan": self.plan_entry.key,
         }  # fmt: skip
-        stage = Stage("examine", 1, self._attack_config(), inputs)
+        stage = Stage("examine", 1, self._attack_config() | self._threads, inputs)
 
         def make(folder: Path) -> None:
             (folder / "measures.json").write_text(json.dumps(self._evaluate_zero_shot(self.model)))
@@ -206,8 +206,8 @@ class Study:
             if distributed.is_main():
                 save(embeddings, folder)
 
-        config = {} if self.decoder is None else {"decoder": "torchvision"}
-        return self.get(Stage("embed", 1, config, inputs), make, collective=True)
+        config: dict[str, Any] = {} if self.decoder is None else {"decoder": "torchvision"}
+        return self.get(Stage("embed", 1, config | self._threads, inputs), make, collective=True)
 
     @property
     def views_stage(self) -> Stage:
@@ -308,6 +308,12 @@ class Study:
         if hasattr(source, "fingerprint"):
             config["fingerprint"] = source.fingerprint()
         return Stage(group, 1, config)
+
+    @property
+    def _threads(self) -> dict[str, int]:
+        """How many threads compute on a CPU, for the keys of stages whose last bits depend on it; none if one."""
+        threads = self.config.runtime.threads or os.cpu_count() or 1
+        return {} if threads == 1 or self.device != "cpu" else {"threads": int(threads)}
 
     def _attack_config(self) -> dict[str, Any]:
         files = {path: file_digest(path) for path in self.attack.files}

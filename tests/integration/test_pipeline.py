@@ -7,12 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from experiments.clip.model import SmallCLIP
 from experiments.pipeline import config as schema
-from experiments.pipeline.evaluation import run
+from experiments.pipeline.evaluation import Evaluation, run
 from experiments.pipeline.study import Study
+from experiments.runtime.stopping import DiskFull
+from experiments.runtime.store import Entry
 
 TINY = [
     "data.pairs=600", "data.test_per_class=2", "data.classes=4", "train.epochs=1",
@@ -104,6 +108,50 @@ def test_clean_training_is_another_model_of_the_same_poisons(first, configure):
     assert control.plan_entry.key == study.plan_entry.key
     assert control.train_entry.key != study.train_entry.key
     assert run(control).cells[0].row["train_on"] == "clean"
+
+
+def test_only_rank_0_writes_the_hole_of_a_failed_cell(first, configure, monkeypatch):
+    study = Study(configure())
+    evaluation = Evaluation(study)
+    variant = next(iter(study.variants()))
+    hole = study.store.path(evaluation._stage(variant)).with_suffix(".failed.json")
+    monkeypatch.setenv("RANK", "1")  # of no group, so that every stage fails
+    assert evaluation.cell(variant).row["status"] == "failed"
+    assert not hole.exists()
+
+
+def test_what_every_cell_would_fail_of_ends_the_run(first, configure, monkeypatch):
+    study = Study(configure())
+    evaluation = Evaluation(study)
+
+    def full(*_):
+        raise DiskFull("planted")
+
+    monkeypatch.setattr(study, "score_entry", full)
+    with pytest.raises(DiskFull):
+        evaluation.cell(next(iter(study.variants())))
+
+
+def test_a_number_of_threads_other_than_one_is_part_of_the_keys_that_depend_on_it(configure, monkeypatch):
+    def key_only(self, stage, make, **_):
+        return Entry(stage.name, stage.key, self.store.path(stage), True, 0.0)
+
+    def keys(*overrides):
+        threads = torch.get_num_threads()
+        study = Study(configure("runtime.device=cpu", *overrides))
+        torch.set_num_threads(threads)
+        entries = [study.data_entry, study.plan_entry, study.train_entry, study.examine_entry, study.embed_entry]
+        return [entry.key for entry in entries]
+
+    monkeypatch.setattr(Study, "get", key_only)
+    one, two, three = keys(), keys("runtime.threads=2"), keys("runtime.threads=3")
+    assert [a == b for a, b in zip(one, two, strict=True)] == [True, True, False, False, False]
+    assert not set(two[2:]) & set(three[2:])
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert keys("runtime.threads=null") == two
+    monkeypatch.setattr(SmallCLIP, "trains", False)  # as a model that is only fetched
+    fetched, by_two = keys(), keys("runtime.threads=2")
+    assert [a == b for a, b in zip(fetched, by_two, strict=True)] == [True, True, True, False, False]
 
 
 def test_without_an_attack_there_is_nothing_to_find(configure):
