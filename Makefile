@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test test-slurm check bench paper sweeps clean-store clean
+.PHONY: help demo test test-slurm check bench paper sweeps verify clean-store clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -54,6 +54,9 @@ $(SWEPT): $(STORE)/sweeps/%: conf/experiment/%.yaml $(shell find attacks detect 
 	-name '*.yaml' -not -path '*/experiment/*')
 	$(BIN)/python run.py -m experiment=$* runtime.store=$(STORE) hydra.sweep.dir=runs/paper/$* $(SWEEP)
 	@mkdir -p $(@D) && touch $@
+
+verify: $(READY)  ## compare everything that was computed with its digests; lists what is damaged
+	$(BIN)/python -m experiments.runtime.verify --store $(STORE)
 
 clean-store:  ## remove everything that was computed
 	rm -rf store

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.pipeline import config as schema
 from experiments.pipeline.sweep import CellCounts
-from experiments.runtime import distributed, refusals
+from experiments.runtime import distributed, refusals, stopping
 from experiments.runtime.console import replace_unprintable
 
 log = logging.getLogger("lookout")
@@ -23,6 +23,7 @@ schema.register()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
+@stopping.in_one_line
 def main(config: DictConfig) -> CellCounts:
     replace_unprintable()  # here for the jobs of a sweep in processes of their own
     from hydra.core.hydra_config import HydraConfig
@@ -89,8 +90,9 @@ if __name__ == "__main__":
     sys.argv[1:] = [*map(schema.quote_patterns, arguments), *tracking]
     sys.argv += distributed.hydra_overrides()
     try:
-        main()
+        stopping.interruptible(main)
     except SystemExit as stop:
-        if stop.code and not schema.is_plain(arguments) and (hint := schema.explain(arguments, schema.CONF)):
+        plain = stop.code not in (1, 2) or schema.is_plain(arguments)
+        if not plain and (hint := schema.explain(arguments, schema.CONF)):
             print(f"\n{hint}", file=sys.stderr)
         raise

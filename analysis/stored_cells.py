@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from experiments.runtime.digests import faults
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -95,6 +97,9 @@ def read_cells(store: str | Path, where: Mapping[str, str] | None = None) -> lis
     cells = []
     for file in sorted((store / "evaluate").glob("*/cell.json")):
         if file.parent.suffix == ".partial":
+            continue
+        if found := faults(file.parent):
+            log.warning("%s is damaged and left out (%s); the next run computes it again", file.parent, found[0])
             continue
         row = json.loads(file.read_text())
         keys: dict[str, str] = {}

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from attacks.pairs import Pairs
 from detect import Embeddings
@@ -18,6 +18,7 @@ from detect.embeddings import unit
 from detect.views import VIEWS
 from experiments.clip.model import TrainedModel
 from experiments.runtime import distributed
+from experiments.runtime.loading import load_items
 from experiments.runtime.progress import track
 
 
@@ -94,9 +95,7 @@ def _by_row(
     if threads and workers:
         loader = in_threads(slices.__getitem__, len(slices), workers)
     else:
-        loader = DataLoader(
-            slices, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None, pin_memory=cuda
-        )
+        loader = load_items(slices, range(len(slices)), workers, pin=cuda)
     whole: list[torch.Tensor] = []
     filled = torch.zeros(len(pairs), dtype=torch.int32)
     for rows, pixels, tokens in track(loader, len(slices), label, "batch"):

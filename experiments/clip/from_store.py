@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from experiments.clip.checkpoint_files import refuse_other_files
 from experiments.clip.model import DESCRIPTION, WEIGHTS, TrainedModel, read_description
 from experiments.clip.model_folder import LIMITS
+from experiments.runtime.digests import EXTRA, faults, is_key
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,13 @@ class Trained:
             )
         refuse_other_files(Path(self.folder) / WEIGHTS, "model.folder")
         _ = self.size  # checks the folder's configurations
+
+        found = faults(Path(self.folder)) if is_key(Path(self.folder).name) else []
+        if found := [fault for fault in found if fault.what != EXTRA]:
+            raise ValueError(
+                f"model.folder={self.folder!r} is damaged ({found[0]}); run what has trained it again, which "
+                "sets it aside and computes it anew, or give a whole copy"
+            )
 
     @property
     def trains(self) -> bool:

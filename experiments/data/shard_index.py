@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from experiments.data.damage import Issue
+from experiments.data.data_parts import indexed
 from experiments.data.image_decoding import Limits
 from experiments.data.shard_urls import open_shard
 from experiments.data.tar_index import Fields, ShardIndex, index_shard
@@ -39,6 +39,5 @@ def index_job(job: tuple[tuple[Fields, Limits], str, Path]) -> None:
         }
     )  # fmt: skip
     table = table.replace_schema_metadata({"shard": json.dumps(facts)})
-    unfinished = file.with_suffix(f".{os.getpid()}")
-    pq.write_table(table, unfinished)
-    unfinished.rename(file)
+    with indexed(file) as unfinished:
+        pq.write_table(table, unfinished)

@@ -22,6 +22,7 @@ import numpy as np
 
 from experiments.data.cleaned_folder import refuse_unfinished
 from experiments.data.damage import LIST, DamageReport, Issue
+from experiments.data.data_parts import drop_damaged, is_indexed
 from experiments.data.image_decoding import Limits
 from experiments.data.pairs import IMAGES, TEST, Progress, TestSet, counting, create_images, write_images
 from experiments.data.sample_ids import POSITIONS, first_ids
@@ -176,7 +177,7 @@ class Shards:
         parts.mkdir(parents=True, exist_ok=True)
         files = [parts / self._part_name(url) for url in urls]
         how = (self.fields, self.limits)
-        todo = [(how, url, file) for url, file in zip(urls, files, strict=True) if not file.exists()]
+        todo = [(how, url, file) for url, file in zip(urls, files, strict=True) if not is_indexed(file)]
         with counting(progress, len(urls), "indexing shards") as shown:
             shown.update(len(urls) - len(todo))
             for _ in run_jobs(_index_job, todo, workers):
@@ -260,6 +261,7 @@ class Shards:
             shutil.rmtree(parts, ignore_errors=True)  # of shards that have changed since
             parts.mkdir()
             stamp.write_text(self.fingerprint())
+        drop_damaged(parts)
         rows = np.arange(len(table)) if self.check else np.flatnonzero(labels >= 0)
         columns = {name: table[name].to_numpy() for name in ("id", "shard", "offset", "length")}
         todo = []

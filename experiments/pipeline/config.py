@@ -33,13 +33,14 @@ class Neighbourhood:
 
 @dataclass
 class Runtime:
-    """Where and how to compute; never part of a stage's key, but for the decoder."""
+    """Where and how to compute; never part of a stage's key, but for the decoder and, on CPUs, threads."""
 
     store: str = "store"
     device: str = "auto"
     workers: int | None = None  # processes that draw, decode and load; None: the number of cores
-    # torch's threads; None: the number of cores. Results are the same to the bit only for the same number, and
-    # one thread is not slowed down tenfold by whatever else a laptop does: sweeps run jobs side by side instead.
+    # torch's threads; None: the number of cores. Results are the same to the bit only for the same number, so any
+    # but one is part of the keys of what is trained and embedded on a CPU. One thread is not slowed down tenfold by
+    # whatever else a laptop does: sweeps run jobs side by side instead.
     threads: int | None = 1
     checkpoint_seconds: float = 20.0
     # Of shards' images where they are embedded: "pillow" in `workers` processes, or "torchvision", batch by batch

@@ -17,7 +17,8 @@ from detect import Embeddings, LocalDetector, Scores, evaluate
 from experiments.pipeline.experiment import ScoreSpec
 from experiments.pipeline.runner import Runner
 from experiments.pipeline.sweep import CellCounts
-from experiments.runtime import refusals
+from experiments.runtime import distributed, refusals, stopping
+from experiments.runtime.atomic import write_whole
 
 if TYPE_CHECKING:
     from experiments.pipeline.stages import Scored
@@ -150,12 +151,16 @@ def _cell(runner: Runner, spec: ScoreSpec, facts: Facts) -> Cell:
     try:
         entry = runner.entry("cell", spec=spec)
     except Exception as error:
+        if stopping.reason(error):  # as a full disk: all others would fail as well
+            raise
         refusals.report(spec.detector, error)
         row = facts.row(spec, runner.experiment.detector(spec)) | {"status": "failed"}
         row["error"] = f"{type(error).__name__}: {error}"
-        hole.parent.mkdir(parents=True, exist_ok=True)
-        hole.write_text(json.dumps(row, indent=1))
+        if distributed.is_main():
+            hole.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(hole, json.dumps(row, indent=1))
         return Cell(row, None)
-    hole.unlink(missing_ok=True)
+    if distributed.is_main() and hole.exists():
+        hole.unlink()
     scores = pd.read_parquet(entry.path / "scores.parquet", columns=["score"])["score"].to_numpy()
     return Cell(json.loads((entry.path / "cell.json").read_text()), scores, entry.reused)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -201,6 +202,9 @@ class Experiment:
                 precision = {"precision": self.training.resolved_precision(device)}
                 processes = {} if self.training.sync_batch_norm else {"processes": distributed.world_size()}
                 return self._resolved("train") | precision | processes
+            case "threads":  # on a GPU they make no difference
+                device = distributed.device(self.config.runtime.device)
+                return (self.threads or os.cpu_count()) if device == "cpu" else None
             case "detector":
                 return None  # of one call: see the stage
         return getattr(self, part)

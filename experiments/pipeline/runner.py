@@ -108,6 +108,8 @@ class Runner:
         """The finished entry of a stored stage, computed if no one has yet."""
         gives = self._provider(gives)
         stage, recipe = STAGES[gives], self._stored(gives, settings)
+        if stage.wider is not None:  # of a damaged table, one as wide is made
+            settings = {**settings, stage.wider: recipe.width}
         if recipe.key in self._entries:
             return self._entries[recipe.key]
         if not distributed.broadcast(self.store.has(recipe)):

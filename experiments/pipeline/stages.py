@@ -220,7 +220,7 @@ def model(run: Run, trained: Trained) -> TrainedModel:
 @stage(
     "measure",
     "measures",
-    reads=("targets",),
+    reads=("targets", "threads"),
     save=lambda found, folder: _write_json(folder, found),
     load=lambda entry: json.loads((entry.path / "measures.json").read_text()),
 )

@@ -12,7 +12,10 @@ import os
 import shutil
 import tempfile
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
+
+_RANK_FOLDER = "lookout-rank-"  # in the temporary directory, then the process's number
 
 
 def rank() -> int:
@@ -64,13 +67,28 @@ def hydra_overrides() -> list[str]:
     """What makes Hydra leave no folder and no log behind in all processes but rank 0, whose they are."""
     if is_main():
         return []
-    place = tempfile.mkdtemp(prefix="lookout-rank-")
+    _remove_left_behind()
+    place = tempfile.mkdtemp(prefix=f"{_RANK_FOLDER}{os.getpid()}-")
     atexit.register(shutil.rmtree, place, ignore_errors=True)
     logging.disable(logging.WARNING)
     return [
         f"hydra.run.dir={place}", f"hydra.sweep.dir={place}", "hydra.output_subdir=null",
         "hydra/job_logging=disabled", "hydra/hydra_logging=disabled",
     ]  # fmt: skip
+
+
+def _remove_left_behind() -> None:
+    """The folders of ranks that were killed; those of living processes stay, and those of other users."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_RANK_FOLDER}*"):
+        number = folder.name.removeprefix(_RANK_FOLDER).partition("-")[0]
+        if not number.isdecimal():
+            continue
+        try:
+            os.kill(int(number), 0)
+        except ProcessLookupError:
+            shutil.rmtree(folder, ignore_errors=True)
+        except PermissionError:  # a living process of another user
+            continue
 
 
 def barrier() -> None:

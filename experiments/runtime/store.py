@@ -3,8 +3,11 @@
     <root>/<stage>/<key>/           a finished result, with meta.json
     <root>/<stage>/<key>.partial/   one under construction; training resumes from the checkpoint inside
     <root>/<stage>/<key>.lock       parallel jobs that need the same result wait for the one that builds it
+    <root>/set-aside/<stage>/       what could not be used any more, as <key>.corrupt-<n>
 
-The rename from `.partial` to its final name is completion: a folder without the suffix is whole.
+The rename from `.partial` to its final name is completion: a folder without the suffix was whole then. Its
+meta.json holds a digest of every file; before a result is handed out for the first time in a run it is compared
+with them, and one that differs is set aside and computed again. `make verify` compares a whole store.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,7 +29,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from experiments.runtime import distributed
+from experiments.runtime import distributed, stopping
+from experiments.runtime.atomic import LEFT_BEHIND, sync, write_whole
+from experiments.runtime.digests import EXTRA, META, faults, list_files, read_meta, sealed, unreadable
+from experiments.runtime.stopping import Stopped
+from experiments.runtime.stopwatch import SECONDS, read_seconds, timed
 
 log = logging.getLogger(__name__)
 
@@ -74,12 +81,27 @@ class Store:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
+        self._checked: set[Path] = set()
+        self._unchecked = False  # whether a result without digests was met, which is said once
 
     def path(self, stage: Stage) -> Path:
         return self.root / stage.name / stage.key
 
     def has(self, stage: Stage) -> bool:
-        return self.path(stage).is_dir()
+        """Whether a finished result is there, its files as they were published; they are read once in a run."""
+        path = self.path(stage)
+        if path in self._checked or not distributed.is_main():
+            return path.is_dir()
+        try:
+            if not path.is_dir() or faults(path):
+                return False
+        except PermissionError as error:
+            raise Stopped(f"{error.filename} belongs to a finished result, and may not be read") from None
+        if not self._unchecked and "files" not in read_meta(path):
+            self._unchecked = True
+            log.warning("%s %s has no digests, as all from before: used unchecked", stage.name, stage.key)
+        self._checked.add(path)
+        return True
 
     def of_width(self, stage: Stage, width: int) -> Stage:
         """The stage of the narrowest finished table that is at least `width` wide, else of one exactly so wide."""
@@ -94,48 +116,123 @@ class Store:
 
         A failed or killed `make` leaves its `.partial` folder, and the next one is given the same folder.
         With `collective`, every process of a distributed run enters `make`; otherwise rank 0 alone does.
+        Raises DiskFull for want of room, and Stopped if the store cannot be read or written.
         """
-        final = self.path(stage)
-        partial = final.with_name(stage.key + ".partial")
         if not distributed.is_main():
-            must_build = distributed.broadcast(None)
-            if must_build and collective:
-                make(partial)
-            failure = distributed.broadcast(None)
-            if failure:
-                raise RuntimeError(f"rank 0 failed: {failure}")
-            return self._entry(stage, reused=not must_build)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(final.with_name(stage.key + ".lock"))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            log.info("%s %s: another job is computing it, waiting", stage.name, stage.key)
-            lock.acquire()
-        try:
-            must_build = distributed.broadcast(not final.is_dir())
-            if must_build:
-                partial.mkdir(exist_ok=True)
-                earlier = _read_seconds(partial)
-                begin = time.perf_counter()
+            return self._follow(stage, make, collective)
+        with ExitStack() as held:
+            try:
+                found = self.has(stage) or not self._prepare(stage, held)
+            except Exception as error:
+                distributed.broadcast((False, _told(error)))
+                raise
+            distributed.broadcast((not found, None))
+            if not found:
                 try:
-                    facts = make(partial)
-                finally:
-                    # A killed run keeps the time it had noted at its last checkpoint, if any.
-                    _write_seconds(partial, earlier + time.perf_counter() - begin)
-                self._publish(stage, partial, final, facts or {})
-        except Exception as error:
-            if not collective:  # the others wait for the outcome, and take up the next stage together
-                distributed.broadcast(f"{type(error).__name__}: {error}")
-            raise
-        finally:
-            lock.release()
-        distributed.broadcast(None)
+                    self._build(stage, make, collective)
+                except Exception as error:
+                    if not collective:  # the others wait for the outcome, and take up the next stage together
+                        distributed.broadcast(_told(error))
+                    raise
+            distributed.broadcast(None)
+        return self._entry(stage, reused=found)
+
+    def _follow(self, stage: Stage, make: Make, collective: bool) -> Entry:
+        """`get`, on every rank but 0."""
+        must_build, failure = distributed.broadcast(None)
+        if must_build and collective:
+            make(self._partial(stage))
+        failure = failure or distributed.broadcast(None)
+        if failure:
+            text, final = failure
+            raise (Stopped if final else RuntimeError)(f"rank 0 failed: {text}")
         return self._entry(stage, reused=not must_build)
 
-    def _publish(self, stage: Stage, partial: Path, final: Path, facts: Mapping[str, Any]) -> None:
-        seconds = _read_seconds(partial)
-        (partial / ".seconds").unlink(missing_ok=True)
+    def _prepare(self, stage: Stage, held: ExitStack) -> bool:
+        """Lock the stage until `held` is closed and make its folder; whether it must still be computed."""
+        final, partial = self.path(stage), self._partial(stage)
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(final.with_name(stage.key + ".lock"))
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                log.info("%s %s: another job is computing it, waiting", stage.name, stage.key)
+                lock.acquire()
+            held.callback(lock.release)
+            if self.has(stage):  # another job has computed it meanwhile
+                return False
+            self._clear(stage)
+            if self.has(stage):  # without what did not belong there
+                return False
+            partial.mkdir(exist_ok=True)
+        except OSError as error:
+            stopping.check_room(error, final, f"{stage.name} {stage.key}")
+            raise Stopped(
+                f"{stage.name} {stage.key} must be computed, and the store {self.root} cannot be written: {error}"
+            ) from error
+        return True
+
+    def _clear(self, stage: Stage) -> None:
+        """Set aside what is damaged or in the way; with the lock held."""
+        final, partial = self.path(stage), self._partial(stage)
+        if final.is_dir():
+            found = faults(final)
+            told = "; ".join(map(str, found[:5])) + ("; ..." if len(found) > 5 else "")
+            if found and all(fault.what == EXTRA for fault in found):
+                for fault in found:
+                    place = self._set_aside(stage, final / fault.name)
+                    log.warning("%s %s: %s; moved to %s", stage.name, stage.key, fault, place)
+            elif found:
+                place = self._set_aside(stage, final)
+                log.warning(
+                    "%s %s is damaged (%s): set aside as %s, computed again", stage.name, stage.key, told, place
+                )
+        usable = partial.is_dir() and os.access(partial, os.R_OK | os.W_OK | os.X_OK)
+        for path, ready in ((final, final.is_dir()), (partial, usable)):
+            if os.path.lexists(path) and not ready:
+                log.warning("%s is no folder to work in: set aside as %s", path, self._set_aside(stage, path))
+        for file in partial.glob(LEFT_BEHIND):
+            file.unlink()
+
+    def _set_aside(self, stage: Stage, path: Path) -> Path:
+        """Move `path` to where nothing looks for results, under a new name, which is returned."""
+        folder = self.root / "set-aside" / stage.name
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = {name.rpartition("-")[2] for name in os.listdir(folder)}
+        number = next(n for n in range(1, len(taken) + 2) if str(n) not in taken)
+        kind = path.name if path.name.startswith(stage.key) else f"{stage.key}.{path.name}"
+        return path.rename(folder / f"{kind}.corrupt-{number}")
+
+    def _build(self, stage: Stage, make: Make, collective: bool) -> None:
+        partial, work = self._partial(stage), f"{stage.name} {stage.key}"
+        resumed = any(not name.startswith(".") for name in os.listdir(partial))
+        try:
+            try:
+                facts = timed(make, partial)
+            except Exception as error:
+                stopping.check_room(error, partial, work)
+                if collective or not resumed or not unreadable(error, partial):
+                    raise
+                place = self._set_aside(stage, partial)
+                log.warning(
+                    "%s: what an earlier run has left cannot be read (%s: %s): set aside as %s, started anew",
+                    work, type(error).__name__, error, place,
+                )  # fmt: skip
+                partial.mkdir()
+                facts = timed(make, partial)
+            self._publish(stage, facts or {})
+        except Exception as error:
+            stopping.check_room(error, partial, work)
+            raise
+
+    def _publish(self, stage: Stage, facts: Mapping[str, Any]) -> None:
+        partial, final = self._partial(stage), self.path(stage)
+        seconds = read_seconds(partial)
+        (partial / SECONDS).unlink(missing_ok=True)
+        for folder, _, names in os.walk(partial):
+            for name in names:
+                sync(Path(folder, name))  # some disks say only now that they have no room
         meta = {
             "stage": stage.name,
             "version": stage.version if isinstance(stage.version, int) else dict(stage.version),
@@ -144,24 +241,25 @@ class Store:
             "inputs": dict(stage.inputs),
             "seconds": round(seconds, 3),
             "facts": dict(facts),
+            "files": list_files(partial),
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             **_provenance(),
         }
-        (partial / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True))
+        write_whole(partial / META, sealed(meta))
         partial.rename(final)
+        sync(final.parent)
+        self._checked.add(final)
+
+    def _partial(self, stage: Stage) -> Path:
+        return self.path(stage).with_name(stage.key + ".partial")
 
     def _entry(self, stage: Stage, reused: bool) -> Entry:
         path = self.path(stage)
-        meta = json.loads((path / "meta.json").read_text())
+        meta = read_meta(path)
         return Entry(stage.name, stage.key, path, reused, meta["seconds"], meta.get("facts", {}))
 
     def __str__(self) -> str:
-        size = 0
-        for folder, _, names in os.walk(self.root):  # what other jobs rename or remove meanwhile is not counted
-            for name in names:
-                with suppress(FileNotFoundError):
-                    size += os.path.getsize(os.path.join(folder, name))
-        return f"the store {self.root} holds {size / 1e6:.0f} MB (make clean-store removes it)"
+        return f"computed stages in {self.root} (make clean-store removes them)"
 
 
 def file_digest(path: str | Path) -> str:
@@ -187,14 +285,9 @@ def _provenance() -> dict[str, Any]:
     return {"versions": versions, "commit": commit}
 
 
-def _read_seconds(partial: Path) -> float:
-    file = partial / ".seconds"
-    return float(file.read_text()) if file.exists() else 0.0
-
-
-def _write_seconds(partial: Path, seconds: float) -> None:
-    if partial.is_dir():
-        (partial / ".seconds").write_text(f"{seconds:.3f}")
+def _told(error: Exception) -> tuple[str, bool]:
+    """For the other ranks: what has happened, and whether the run ends."""
+    return f"{type(error).__name__}: {error}", isinstance(error, Stopped)
 
 
 def _refuse(value: Any) -> Any:

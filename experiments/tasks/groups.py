@@ -56,7 +56,7 @@ class Group:
     caption: str
     similarity: float
     pixels: float
-    caption_jaccard: float
+    shared: float
     concentration: float
     isolation: float
     surprise: float

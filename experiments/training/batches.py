@@ -13,10 +13,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from attacks.pairs import Pairs
 from experiments.runtime import distributed
+from experiments.runtime.loading import load_items
 from experiments.training.losses import Views
 
 ORDER, AUGMENT, VIEWS = 1, 2, 3  # which stream of random numbers
@@ -174,13 +175,4 @@ class Steps(Dataset):
 
 def load(steps: Steps, start: int, workers: int, pin: bool) -> Iterator[Batch]:
     """All steps from `start` on, prefetched by `workers` processes (0: in this one)."""
-    return iter(
-        DataLoader(
-            steps,
-            batch_size=None,
-            sampler=range(start, len(steps)),  # type: ignore[arg-type]
-            num_workers=workers,
-            prefetch_factor=4 if workers else None,
-            pin_memory=pin,
-        )
-    )
+    return load_items(steps, range(start, len(steps)), workers, pin)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -24,12 +23,14 @@ from torch import Tensor, nn
 from attacks.pairs import Pairs
 from experiments.clip.model import OpenCLIP, SmallCLIP, TrainedModel
 from experiments.runtime import distributed
+from experiments.runtime.atomic import whole
 from experiments.runtime.progress import Pace, bar
 from experiments.runtime.refusals import Diverged
 from experiments.training import losses
 from experiments.training import stateful_losses as course
 from experiments.training.batch_norm import synchronise
 from experiments.training.batches import Batch, Schedule, Steps, load
+from experiments.training.checkpoint import is_sound
 from experiments.training.config import TrainConfig
 from experiments.training.losses import Features, gather, sample_losses
 
@@ -75,7 +76,8 @@ def train(
     if distributed.is_main():
         model.save(folder)
         np.save(folder / "losses.npy", run.filled_losses())
-        (folder / "checkpoint.pt").unlink(missing_ok=True)
+        for file in folder.glob("checkpoint.*"):
+            file.unlink()
     return model
 
 
@@ -122,7 +124,7 @@ class Trainer:
 
     def resume(self) -> None:
         file = self.folder / "checkpoint.pt"
-        if not file.exists():
+        if not distributed.broadcast(distributed.is_main() and is_sound(file)):
             return
         state = torch.load(file, map_location=self.device, weights_only=True)
         self.model.clip.load_state_dict(state["model"])
@@ -147,9 +149,8 @@ class Trainer:
             "step": self.step,
             "course": self.course.state(),
         }
-        temporary = self.folder / "checkpoint.tmp"
-        torch.save(state, temporary)
-        os.replace(temporary, self.folder / "checkpoint.pt")
+        with whole(self.folder / "checkpoint.pt") as temporary:
+            torch.save(state, temporary)
 
     def loop(
         self,

@@ -1,9 +1,11 @@
 """Two processes on CPUs against one: training, embedding, and the whole of `torchrun run.py`."""
 
+import logging
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +98,22 @@ def test_two_processes_embed_to_the_same_bits(n, tmp_path):
     for part in ("ids", "image", "text", "views"):
         one, two = np.load(tmp_path / "1" / f"{part}.npy"), np.load(tmp_path / "2" / f"{part}.npy")
         assert np.array_equal(one, two)
+
+
+def test_folders_of_killed_ranks_are_removed(tmp_path, monkeypatch):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    kept = [f"lookout-rank-{os.getpid()}-a", "lookout-rank-other", "something"]
+    for name in (*kept, f"lookout-rank-{ended.pid}-b"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("RANK", "1")
+    try:
+        overrides = distributed.hydra_overrides()
+    finally:
+        logging.disable(logging.NOTSET)
+    mine = overrides[0].removeprefix("hydra.run.dir=")
+    assert sorted(tmp_path.iterdir()) == sorted([Path(mine), *(tmp_path / name for name in kept)])
 
 
 TINY = [

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from experiments.clip.model import SmallCLIP
 from experiments.pipeline import config as schema
-from experiments.pipeline.evaluation import run
+from experiments.pipeline.evaluation import Facts, _cell, run
 from experiments.pipeline.runner import Runner
+from experiments.runtime.stopping import DiskFull
 
 TINY = [
     "data.pairs=600", "data.test_per_class=2", "data.classes=4", "train.epochs=1",
@@ -136,6 +139,47 @@ def test_training_on_some_rows_is_the_same_graph_with_one_input_replaced(first):
     )
     assert half.value("trained").losses.shape == (300, 1)
     assert half.value("embeddings").image.shape[0] == 600
+
+
+def test_only_rank_0_writes_the_hole_of_a_failed_cell(first, configure, monkeypatch):
+    runner = Runner.of(configure())
+    spec = next(iter(runner.experiment.specs()))
+    facts = Facts.of(runner.experiment.labels, runner.value("measures"), runner.value("truth"))
+    hole = runner.store.path(runner.recipe("cell", {"spec": spec})).with_suffix(".failed.json")
+    monkeypatch.setenv("RANK", "1")  # of no group, so that every stage fails
+    monkeypatch.setattr(runner, "entry", lambda *_, **__: 1 / 0)
+    assert _cell(runner, spec, facts).row["status"] == "failed"
+    assert not hole.exists()
+
+
+def test_what_every_cell_would_fail_of_ends_the_run(first, configure, monkeypatch):
+    runner = Runner.of(configure())
+    spec = next(iter(runner.experiment.specs()))
+    facts = Facts.of(runner.experiment.labels, runner.value("measures"), runner.value("truth"))
+
+    def full(*_, **__):
+        raise DiskFull("planted")
+
+    monkeypatch.setattr(runner, "entry", full)
+    with pytest.raises(DiskFull):
+        _cell(runner, spec, facts)
+
+
+def test_the_number_of_threads_is_part_of_the_keys_that_depend_on_it(configure, monkeypatch):
+    def keys(*overrides):
+        threads = torch.get_num_threads()
+        runner = Runner.of(configure("runtime.device=cpu", *overrides))
+        torch.set_num_threads(threads)
+        return [runner.key(name) for name in ("data", "plan", "trained", "measures", "embeddings")]
+
+    one, two, three = keys(), keys("runtime.threads=2"), keys("runtime.threads=3")
+    assert [a == b for a, b in zip(one, two, strict=True)] == [True, True, False, False, False]
+    assert not set(two[2:]) & set(three[2:])
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert keys("runtime.threads=null") == two
+    monkeypatch.setattr(SmallCLIP, "trains", False)  # as a model that is only fetched
+    fetched, by_two = keys(), keys("runtime.threads=2")
+    assert [a == b for a, b in zip(fetched, by_two, strict=True)] == [True, True, True, False, False]
 
 
 def test_without_an_attack_there_is_nothing_to_find(configure):

@@ -84,3 +84,56 @@ def test_killed_and_started_again(world, spec, options, tmp_path):
     assert (whole / "history.jsonl").read_text() == (broken / "history.jsonl").read_text()
     assert [json.loads(line)["epoch"] for line in (broken / "history.jsonl").read_text().splitlines()] == [1, 2]
     assert not (broken / "checkpoint.pt").exists()
+
+
+class Stopping(Noise):
+    """Ends its training at the first images asked for in the second epoch, after a checkpoint."""
+
+    def __init__(self, n, folder):
+        super().__init__(n)
+        self.checkpoint = folder / "checkpoint.pt"
+
+    def images(self, rows):
+        if self.checkpoint.exists():
+            raise InterruptedError("planted")
+        return super().images(rows)
+
+
+def flip(file):
+    """A bit in the middle, which torch itself reads without a word."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        flip, lambda file: os.truncate(file, file.stat().st_size // 2), lambda file: os.truncate(file, 0),
+        lambda file: file.write_bytes(bytes(10_000)),
+    ],
+    ids=["a bit", "cut short", "emptied", "zeros"],
+)  # fmt: skip
+def test_a_damaged_checkpoint_is_set_aside_and_training_starts_anew(damage, tmp_path, caplog):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    trained(Noise(16), whole, TINY_CONV)
+    with pytest.raises(InterruptedError):
+        trained(Stopping(16, broken), broken, TINY_CONV)
+    damage(broken / "checkpoint.pt")
+    caplog.clear()
+    trained(Noise(16), broken, TINY_CONV)
+    (line,) = [message for message in caplog.messages if "checkpoint" in message]
+    assert line.startswith(f"train: {broken / 'checkpoint.pt'} cannot be read (")
+    assert line.endswith("): set aside as checkpoint.corrupt-1, training starts anew")
+    one, other = load_file(whole / "weights.safetensors"), load_file(broken / "weights.safetensors")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert sorted(path.name for path in broken.iterdir()) == sorted(path.name for path in whole.iterdir())
+
+
+def test_all_processes_start_anew_where_the_checkpoint_is_damaged(tmp_path):
+    (tmp_path / "checkpoint.pt").write_bytes(bytes(10_000))
+    assert processes(2, lambda: trained(Noise(16), tmp_path, TINY_CONV)) == [0, 0]
+    assert (tmp_path / "weights.safetensors").exists()
+    assert not list(tmp_path.glob("checkpoint*"))

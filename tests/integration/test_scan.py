@@ -31,7 +31,7 @@ SHARDS = [
     "scale.wide_k=8", "logger=disabled", "detector=[slof,dao]", "normalise=[true]", "runtime.workers=1",
 ]  # fmt: skip
 
-DECODERS = ("pillow", "torchvision")
+DECODERS = ("pillow", "device")
 
 
 @pytest.fixture(scope="module")

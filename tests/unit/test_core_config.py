@@ -152,7 +152,7 @@ def test_options_of_tasks_are_checked(task, option):
         ("runtime.workers=-1", "runtime.workers must be at least 0, got -1"),
         ("runtime.threads=0", "runtime.threads must be at least 1, got 0"),
         ("runtime.log_every=-1", "runtime.log_every must be at least 0, got -1"),
-        ("runtime.decoder=x", "runtime.decoder must be pillow or torchvision, got 'x'"),
+        ("runtime.decoder=x", "runtime.decoder must be pillow or device, got 'x'"),
     ],
 )
 def test_a_place_to_compute_that_is_not_there_is_refused(override, says):

@@ -2,11 +2,14 @@
 
 import json
 import os
+import subprocess
 import threading
 import time
 
 import pytest
+from filelock import FileLock
 
+from experiments.runtime.stopping import Stopped
 from experiments.runtime.store import Stage, Store
 
 
@@ -91,16 +94,57 @@ def test_parallel_jobs_build_once(tmp_path):
     assert sorted(entry.reused for entry in entries) == [False, True, True, True]
 
 
-def test_the_size_bears_files_that_vanish_while_it_is_taken(tmp_path, monkeypatch):
-    (tmp_path / "a.partial").mkdir()
-    for name in ("kept", "a.partial/gone"):
-        (tmp_path / name).write_bytes(bytes(3_000_000))
-    measure = os.path.getsize
+def test_its_name_costs_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "walk", lambda folder: pytest.fail("all files of the store were visited"))
+    assert str(tmp_path) in str(Store(tmp_path))
 
-    def other_job_publishes(path):
-        if path.endswith("gone"):
-            os.remove(path)
-        return measure(path)
 
-    monkeypatch.setattr(os.path, "getsize", other_job_publishes)
-    assert "holds 3 MB" in str(Store(tmp_path))
+def test_the_time_of_all_runs_is_added_up(tmp_path):
+    def fail(folder):
+        time.sleep(0.05)
+        raise RuntimeError("planted")
+
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="planted"):
+            Store(tmp_path).get(stage(), fail)
+    assert Store(tmp_path).get(stage(), lambda folder: None).seconds >= 0.1
+
+
+@pytest.mark.parametrize("text", ["", "\0" * 8, "1.5.2", "nan", "-3", "inf"])
+def test_an_unreadable_note_of_the_time_does_not_block_a_stage(tmp_path, text):
+    partial = tmp_path / "train" / f"{stage().key}.partial"
+    partial.mkdir(parents=True)
+    (partial / ".seconds").write_text(text)
+    assert 0 <= Store(tmp_path).get(stage(), lambda folder: None).seconds < 1
+
+
+def test_a_finished_store_serves_without_its_locks(tmp_path, monkeypatch):
+    def make(folder):
+        (folder / "result").write_text("7")
+
+    Store(tmp_path).get(stage(), make)
+    monkeypatch.setattr(FileLock, "acquire", lambda *_, **__: pytest.fail("a finished result was locked"))
+    assert Store(tmp_path).get(stage(), make).reused
+
+
+def test_a_finished_store_serves_from_a_read_only_disk(tmp_path, mounted):
+    def make(folder):
+        (folder / "result").write_text("7")
+
+    disk = mounted("1m")
+    Store(disk).get(stage(), make)
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    assert (Store(disk).get(stage(), make).path / "result").read_text() == "7"
+    with pytest.raises(
+        Stopped, match=r"train \w+ must be computed, and the store .* cannot be written: .*Read-only"
+    ):
+        Store(disk).get(stage(version=2), make)
+
+
+def test_a_lock_that_may_not_be_written_is_named(tmp_path, monkeypatch):
+    def refuse(self, *_, **__):
+        raise PermissionError(13, "Permission denied", self.lock_file)
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    with pytest.raises(Stopped, match=r"cannot be written: .*Permission denied: .*\.lock"):
+        Store(tmp_path).get(stage(), lambda folder: None)

@@ -158,7 +158,7 @@ def test_the_papers_code_is_one_choice_at_every_scale():
         assert [detector.k for detector in local] == [16, 64, 16, 16]
         for detector in local:
             settings = (detector.convention, detector.modality, detector.scope, detector.batch_size)
-            assert settings == ("reference", "joint", "batch", 2048)
+            assert settings == ("paper_code", "joint", "batch", 2048)
 
 
 def test_the_papers_code_takes_the_attacks_of_an_experiment_and_leaves_other_detectors_their_definition():

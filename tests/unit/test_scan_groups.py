@@ -82,7 +82,7 @@ def test_a_group_under_an_ordinary_caption_is_not_isolated():
 
 def test_captions_that_differ_in_a_number_are_one():
     captions = [f"{CAKE[:-1]}{number}" for number in range(8)] + ["a dog", "a cat"]
-    assert leading_caption(captions, caption_jaccard=0.8) == (captions[0], 0.8)
+    assert leading_caption(captions, shared=0.8) == (captions[0], 0.8)
     assert jaccard(words_of("A photo of a Dog!"), words_of("dog, a photo of a")) == 1
     assert jaccard(words_of("a b c"), words_of("b c d")) == pytest.approx(0.5)
 

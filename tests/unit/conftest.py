@@ -1,0 +1,24 @@
+"""Small disks for the tests of what happens when they are full or cannot be written."""
+
+import subprocess
+
+import pytest
+
+
+@pytest.fixture
+def mounted(tmp_path):
+    """mounted(size) -> a folder that is a disk of its own, of that size ("1m"); skips where that is forbidden."""
+    disks = []
+
+    def mount(size):
+        disk = tmp_path / f"disk{len(disks)}"
+        disk.mkdir()
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], capture_output=True)
+        if done.returncode:
+            pytest.skip("mounting a small disk needs more rights")
+        disks.append(disk)
+        return disk
+
+    yield mount
+    for disk in disks:
+        subprocess.run(["umount", "--lazy", disk], check=True)
