@@ -61,19 +61,19 @@ def data(run: Run) -> None:
     load=lambda entry: open_test(entry.path),
 )
 def test(run: Run) -> None:
-    """reads labelled images for zero-shot classification, where the data bring none along"""
+    """reads labelled test images, where the data hold out none of their own"""
     run.test_source.build(run.folder, run.resources.workers, bar)
 
 
 @stage(None, "own_test")
 def own_test(run: Run, data: DataSet) -> TestSet:
-    """the test set that the data bring along"""
+    """the test set that was held out of the data"""
     return open_test(data.path)
 
 
 @stage(None, "clean")
 def clean(run: Run, data: DataSet) -> ArrayPairs | ShardPairs:
-    """the pairs as they are"""
+    """the pairs before any attack"""
     return data.pairs()
 
 
@@ -99,7 +99,7 @@ class Poisoning:
     save=lambda plan, folder: plan.save(folder / "plan.parquet"),
 )
 def plan(run: Run, clean: Any) -> PoisonPlan:
-    """decides which rows are poisoned, with which caption and which trigger, and saves it"""
+    """decides which rows are poisoned, with which caption and which trigger"""
     return draw_plan(run.attack, clean, run.seed)
 
 
@@ -117,13 +117,13 @@ def poisoning(run: Run, plan: PoisonPlan) -> Poisoning:
 
 @stage(None, "pairs")
 def pairs(run: Run, clean: Any, poisoning: Poisoning) -> PoisonedPairs:
-    """the pairs with the plan laid over them"""
+    """the pairs with the plan applied to them"""
     return poisoning.of(clean)
 
 
 @stage(None, "train_ids")
 def train_ids(run: Run, clean: Any) -> np.ndarray:
-    """the samples that are trained on: all, unless a task gives others"""
+    """ids of the samples that the model is trained on: all, unless a task gives others"""
     return np.asarray(clean.ids)
 
 
@@ -157,7 +157,7 @@ class Trained:
 
 @stage("fetch", "fetched", reads=("model_spec",), load=lambda entry: Trained(entry.path))
 def fetch(run: Run) -> None:
-    """loads a model that is used as it is, and keeps it in our form"""
+    """loads a model that is used without training"""
     run.model_spec.build(()).save(run.folder)
 
 
@@ -172,7 +172,7 @@ def fetch(run: Run) -> None:
     collective=True,
 )
 def train(run: Run, clean: Any, test: TestSet, train_ids: np.ndarray, poisoning: Poisoning | None = None) -> None:
-    """trains CLIP with open_clip's losses; checkpointed, resumable"""
+    """trains a CLIP model; a killed training resumes from its last checkpoint"""
     from experiments.training.trainer import train
 
     source = clean if poisoning is None else poisoning.of(clean)
@@ -225,7 +225,7 @@ def model(run: Run, trained: Trained) -> TrainedModel:
     load=lambda entry: json.loads((entry.path / "measures.json").read_text()),
 )
 def measure(run: Run, model: Any, test: TestSet, poisoning: Poisoning, clean: Any) -> dict[str, Any]:
-    """measures zero-shot accuracy and attack success rate"""
+    """measures the model's zero-shot accuracy and the attack success rate"""
     return _measure(model, with_targets(test, run.targets), poisoning, clean)
 
 
@@ -238,7 +238,7 @@ def _write_json(folder: Path, found: dict[str, Any]) -> None:
 
 @stage(None, "shown", reads=("decoder",))
 def shown(run: Run, data: DataSet, poisoning: Poisoning) -> PoisonedPairs:
-    """the pairs, decoded as chosen for embedding"""
+    """the pairs, decoded by the decoder that is chosen for embedding"""
     return poisoning.of(data.pairs(run.resources.decoder(run.decoder, data.pairs())))
 
 
@@ -259,7 +259,7 @@ def _load_embeddings(entry: Any) -> Embeddings:
 
 @stage("embed", "embeddings", reads=("threads",), collective=True, save=_save_embeddings, load=_load_embeddings)
 def embed(run: Run, model: Any, shown: PoisonedPairs) -> Embeddings:
-    """embeds every pair"""
+    """embeds the image and the caption of every pair"""
     from experiments.clip.embed import embed, refuse_collapsed
 
     embeddings = embed(model, shown, **run.resources.loading(shown.clean))
@@ -312,7 +312,7 @@ def _search_identity(experiment: Experiment, search: Any, k: int) -> dict[str, A
     load=lambda entry: _load_neighbours(entry.path),
 )
 def neighbours(run: Run, embeddings: Embeddings, *, search: Any, k: int) -> Neighbours:
-    """finds the nearest neighbours: one table for all local detectors that search alike"""
+    """finds each sample's nearest neighbours: one table for all detectors with the same search settings"""
     from detect import find_neighbours
 
     return find_neighbours(embeddings, k, search, progress=bar, device=run.resources.device)
@@ -383,7 +383,7 @@ def _save_scores(scored: tuple[np.ndarray, float | None], folder: Path) -> dict[
 def score(
     run: Run, embeddings: Embeddings, neighbours: Neighbours | None = None, *, spec: ScoreSpec, **needed: Any
 ) -> tuple[np.ndarray, float | None]:
-    """gives each sample a score per detector; detectors never see labels"""
+    """gives each sample a score, detector by detector; detectors never see labels"""
     detector, inputs = run.detector(spec), DetectorInputs(embeddings, **needed)
     with peak_memory(run.resources.device) as peak:
         values = detector.score(inputs) if neighbours is None else detector.score_neighbours(neighbours, inputs)
@@ -397,7 +397,7 @@ def score(
 
 @stage(None, "truth")
 def truth(run: Run, data: DataSet, pairs: PoisonedPairs) -> np.ndarray:
-    """what there is to be found, (n,) bool: the plan's samples, or a natural backdoor's"""
+    """which samples should be found, (n,) bool: those of the plan and of a natural backdoor"""
     return pairs.is_poison | np.isin(np.asarray(pairs.ids), natural_ids(data.path))
 
 
@@ -431,7 +431,7 @@ def evaluate(
     *,
     spec: ScoreSpec,
 ) -> None:
-    """joins scores with the plan: AUROC, AUPRC, FPR at 95 % TPR, recall at 1 % removed"""
+    """compares scores with the plan: AUROC, AUPRC, FPR at 95 and 100 % TPR, recall at 1 % removed"""
     from experiments.pipeline.evaluation import Facts, write_cell
 
     facts = Facts.of(run.labels, measures, truth)
