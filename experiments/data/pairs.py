@@ -24,8 +24,12 @@ if TYPE_CHECKING:
     from experiments.data.shard_pairs import ShardPairs
 
 IMAGES, CAPTIONS, NATURAL, TEST, CLASSES = (
-    "images.npy", "captions.parquet", "natural.json", "test", "classes.json",
-)  # fmt: skip
+    "images.npy",
+    "captions.parquet",
+    "natural.json",
+    "test",
+    "classes.json",
+)
 
 Progress = Callable[[int, str], AbstractContextManager[Any]]
 """(total, label) -> a context manager whose value has `update(n)`, such as a tqdm bar."""
@@ -182,9 +186,11 @@ class TestSet:
         folder = Path(folder) / TEST
         content = json.loads((folder / CLASSES).read_text())
         return cls(
-            np.load(folder / IMAGES, mmap_mode="r"), np.load(folder / "labels.npy"),
-            tuple(content["classes"]), tuple(content["templates"]),
-        )  # fmt: skip
+            np.load(folder / IMAGES, mmap_mode="r"),
+            np.load(folder / "labels.npy"),
+            tuple(content["classes"]),
+            tuple(content["templates"]),
+        )
 
 
 def open_pairs(folder: str | Path, decoder: JPEGDecoder | None = None) -> ArrayPairs | ShardPairs:
