@@ -32,7 +32,7 @@ def test_options_and_defaults_are_those_of_the_class(choice):
             continue  # set elsewhere
         default = fields[name].default
         default = list(default) if isinstance(default, tuple) else default
-        if choice == "eval/imagenet" and name == "classes":
+        if choice.split("/")[1] in ("imagenet", "tinyimagenet100") and name == "classes":
             default = "imagenet"
         if name == "name" and choice.partition("/")[2] in ("cc3m", "cc12m", "redcaps"):
             default = choice.partition("/")[2]
