@@ -41,9 +41,9 @@ class _Job:
 
 
 class DecodedFiles:
-    """Files of `source` at `paths` (n); those of the mask `kept` (n,) are decoded, the others tried for damage if `check`.
+    """Files of `source` at `paths` (n); those of the mask `kept` (n,) are decoded.
 
-    A file's id is its position in `paths`.
+    check: try the others too, for damage.  A file's id is its position in `paths`.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class DecodedFiles:
                 shown.update(len(job.paths))
         report = DamageReport(decoded=bool(self.tried.all()))
         report.add(len(self.paths), self._findings(jobs))
-        report.settle(self.folder, max_damaged)
+        report.finalise(self.folder, max_damaged)
         bad = [issue.id for issue in report.issues if not issue.note]
         return np.setdiff1d(np.arange(len(self.paths)), bad)
 
