@@ -172,7 +172,7 @@ class Runner:
         if wider is None:
             return recipe
         width = int(settings[wider])
-        if (recipe.key, width) not in self._tables:  # asked once: what rank 0 computes alone must not wait for others
+        if (recipe.key, width) not in self._tables:  # asked once: rank 0 alone cannot broadcast
             self._tables[recipe.key, width] = distributed.broadcast(self.store.of_width(recipe, width))
         return self._tables[recipe.key, width]
 
