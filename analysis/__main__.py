@@ -35,9 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", default=Path("runs/analysis"), type=Path, help="default: runs/analysis")
     parser.add_argument("--formats", nargs="+", default=["png", "pdf"], help="of figures (default: png pdf)")
     parser.add_argument(
-        "--where", nargs="+", default=[], metavar="COLUMN=VALUE",
+        "--where",
+        nargs="+",
+        default=[],
+        metavar="COLUMN=VALUE",
         help="only cells whose row says so, such as attack=badnets seed=0",
-    )  # fmt: skip
+    )
     parser.add_argument("--scenes", type=int, default=6, help="attack-and-seed views in the page (default: 6)")
     options = parser.parse_args(arguments)
 

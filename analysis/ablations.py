@@ -191,9 +191,14 @@ def categorical(rows: pd.DataFrame, column: str) -> Figure | None:
                     crosses |= column != "normalise" or detector not in CONTROLS
                     continue
                 axes.plot(
-                    mean, place, marker, markeredgecolor=colour, markerfacecolor="none", markersize=width,
+                    mean,
+                    place,
+                    marker,
+                    markeredgecolor=colour,
+                    markerfacecolor="none",
+                    markersize=width,
                     markeredgewidth=1.5,
-                )  # fmt: skip
+                )
             if not known:
                 axes.plot(0.02, place, "x", color=GREY, markersize=5, transform=axes.get_yaxis_transform())
         axes.axvline(0.5, color=GREY, linewidth=0.8, linestyle=":")
@@ -206,11 +211,18 @@ def categorical(rows: pd.DataFrame, column: str) -> Figure | None:
 
     handles = [
         Line2D(
-            [], [], marker=marker, markeredgecolor=colour, markerfacecolor="none", markeredgewidth=1.5,
-            markersize=width, linestyle="", label=str(names.get(value, value)),
+            [],
+            [],
+            marker=marker,
+            markeredgecolor=colour,
+            markerfacecolor="none",
+            markeredgewidth=1.5,
+            markersize=width,
+            linestyle="",
+            label=str(names.get(value, value)),
         )
         for value, (marker, colour, width) in zip(values, looks, strict=False)
-    ]  # fmt: skip
+    ]
     if chosen[column].isna().any():
         handles.append(
             Line2D([], [], marker=".", color=GREY, markersize=7, linestyle="", label="makes no difference")

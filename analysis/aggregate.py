@@ -161,13 +161,18 @@ def aggregate(table: pd.DataFrame, cells: Sequence[StoredCell]) -> pd.DataFrame:
             if not done:
                 state = "failed" if same else "missing"
             row: dict[str, Any] = {
-                "case": case_name, "attack": case_name.partition("@")[0], "detector": detector,
-                "normalise": normalise, "seeds": len(done), "status": state,
+                "case": case_name,
+                "attack": case_name.partition("@")[0],
+                "detector": detector,
+                "normalise": normalise,
+                "seeds": len(done),
+                "status": state,
                 "error": "; ".join(sorted({str(record["error"]) for record in same if record["error"]})),
-                "zero_shot_top1": zero_shot, "asr": asr,
+                "zero_shot_top1": zero_shot,
+                "asr": asr,
                 "attack_succeeded": bool(asr >= EMBEDDED_AT) if asr == asr else None,
                 "control": is_control_case(case_name) or detector in CONTROLS,
-            }  # fmt: skip
+            }
             for column in shared:
                 if len({record[column] for record in same if not pd.isna(record[column])}) == 1:
                     row[column] = same[0][column]

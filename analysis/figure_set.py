@@ -65,9 +65,14 @@ def _in_parallel(
 
 
 def _sweep_figures(
-    name: str, rows: pd.DataFrame, cells: list[StoredCell], folder: Path, made: Made, formats: Sequence[str],
+    name: str,
+    rows: pd.DataFrame,
+    cells: list[StoredCell],
+    folder: Path,
+    made: Made,
+    formats: Sequence[str],
     console: Console,
-) -> list[Path]:  # fmt: skip
+) -> list[Path]:
     from analysis.ablations import figures
     from analysis.style import save
 

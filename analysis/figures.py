@@ -120,9 +120,14 @@ def roc(cells: Sequence[Scored], is_poison: np.ndarray) -> Figure:
             log.get_position().y1 + 0.3 / figure.get_figheight(),
         )
         figure.legend(
-            loc="upper left", bbox_to_anchor=top, title="AUROC", alignment="left", fontsize=8.5, borderaxespad=0,
+            loc="upper left",
+            bbox_to_anchor=top,
+            title="AUROC",
+            alignment="left",
+            fontsize=8.5,
+            borderaxespad=0,
             handlelength=3.6,
-        )  # fmt: skip
+        )
     note = f"{LINES}; grey: chance" if lines else ""
     headed(figure, heading(rows[0] if rows else {}, is_poison), note)
     return figure
@@ -311,9 +316,16 @@ def suspects(
         axes.set_frame_on(False)
         poisoned = bool(is_poison[place])
         frame = Rectangle(
-            (0, 0), 1, 1, transform=axes.transAxes, fill=False, clip_on=False, linewidth=2.8,
-            edgecolor=POISON if poisoned else GOOD, linestyle="-" if poisoned else (0, (3, 1.2)),
-        )  # fmt: skip
+            (0, 0),
+            1,
+            1,
+            transform=axes.transAxes,
+            fill=False,
+            clip_on=False,
+            linewidth=2.8,
+            edgecolor=POISON if poisoned else GOOD,
+            linestyle="-" if poisoned else (0, (3, 1.2)),
+        )
         axes.add_patch(frame)
         name = f"#{place + 1}" + (f"  id {ids[place]}" if ids is not None else "")
         axes.text(0, 1.04, name, transform=axes.transAxes, fontsize=7.5, color=INK)

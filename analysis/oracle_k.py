@@ -68,8 +68,14 @@ def markdown(table: pd.DataFrame, title: str) -> str:
         apart = row["tandem"] - row["best"]
         bound = f"{number(row['best'])} ({detector_label(row['best_detector'])}, k = {row['best_k']})"
         cells = [
-            case_label(row["case"]), f"{100 * row['rate']:g} %", str(row["seed"]), percent(row["asr"]),
-            number(row["tandem"]), number(row["flicker"]), bound, f"{apart:+.3f}" if apart == apart else "–",
-        ]  # fmt: skip
+            case_label(row["case"]),
+            f"{100 * row['rate']:g} %",
+            str(row["seed"]),
+            percent(row["asr"]),
+            number(row["tandem"]),
+            number(row["flicker"]),
+            bound,
+            f"{apart:+.3f}" if apart == apart else "–",
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

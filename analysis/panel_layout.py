@@ -60,9 +60,12 @@ def left_out(rows: pd.DataFrame) -> str:
 
 
 def case_panels(
-    count: int, size: tuple[float, float], margins: tuple[float, float, float, float], gaps: tuple[float, float],
+    count: int,
+    size: tuple[float, float],
+    margins: tuple[float, float, float, float],
+    gaps: tuple[float, float],
     **shared: Any,
-) -> tuple[Figure, Sequence[Axes]]:  # fmt: skip
+) -> tuple[Figure, Sequence[Axes]]:
     """A figure with `count` panels, in as few lines of at most four as there must be, and evenly filled."""
     lines = -(-count // 4)
     columns = -(-count // lines)

@@ -35,9 +35,19 @@ QUANTITIES = {
 }
 MEASURED_ON_TEST_SET = ("zero_shot_top1", "asr")
 COLUMNS = [
-    "quantity", "attack", "model", "data", "test_set", "detector", "setting", "paper", "ours", "our_setting",
-    "provenance", "source",
-]  # fmt: skip
+    "quantity",
+    "attack",
+    "model",
+    "data",
+    "test_set",
+    "detector",
+    "setting",
+    "paper",
+    "ours",
+    "our_setting",
+    "provenance",
+    "source",
+]
 OF_SCORES = ("convention", "modality", "k", "scope_size", "rate")
 OF_MODELS = ("rate", "epochs")
 

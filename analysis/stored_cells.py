@@ -37,9 +37,10 @@ VARIANTS = {
     "attack_variant": ("plan", {"seed", "name", "rate", "captions"}),
     "train_variant": ("train", {"seed", "epochs", "warmup_epochs", "threads"}),
     "detector_variant": (
-        "score", {"seed", "normalise", "k", "scope", "batch_size", "modality", "convention", "backend"},
+        "score",
+        {"seed", "normalise", "k", "scope", "batch_size", "modality", "convention", "backend"},
     ),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)

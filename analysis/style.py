@@ -55,22 +55,47 @@ _DETECTORS = {  # name: (label, colour)
 # Ink and gap in line widths, one pattern for each detector: colours alone are hard to tell apart, for some eyes
 # more than for others. What looks at more than embeddings alone has dots, a control short even dashes.
 _DASHES: dict[str, tuple[float, ...]] = {
-    "tandem": (), "slof": (7, 2), "dao": (7, 2, 2, 2), "lof": (4, 1.2), "kdist": (7, 2, 2, 2, 2, 2), "lid": (12, 3),
-    "forest": (4, 1.2, 1.5, 1.2), "isolation_forest": (4, 1.2, 1.5, 1.2), "pyod": (12, 2, 4, 2), "cleanlab": (7, 4),
-    "flicker": (1, 1), "clip_score": (1, 2.2), "clipscore": (1, 2.2), "safeclip": (1, 1, 1, 3), "abl": (1, 3.5),
-    "cognitive_distillation": (1, 1, 1, 1, 1, 4), "cd": (1, 1, 1, 1, 1, 4), "bdetclip": (1, 1, 5, 1),
-    "subspace": (1, 1, 1, 1, 5, 1), "norm": (3, 3),
-}  # fmt: skip
+    "tandem": (),
+    "slof": (7, 2),
+    "dao": (7, 2, 2, 2),
+    "lof": (4, 1.2),
+    "kdist": (7, 2, 2, 2, 2, 2),
+    "lid": (12, 3),
+    "forest": (4, 1.2, 1.5, 1.2),
+    "isolation_forest": (4, 1.2, 1.5, 1.2),
+    "pyod": (12, 2, 4, 2),
+    "cleanlab": (7, 4),
+    "flicker": (1, 1),
+    "clip_score": (1, 2.2),
+    "clipscore": (1, 2.2),
+    "safeclip": (1, 1, 1, 3),
+    "abl": (1, 3.5),
+    "cognitive_distillation": (1, 1, 1, 1, 1, 4),
+    "cd": (1, 1, 1, 1, 1, 4),
+    "bdetclip": (1, 1, 5, 1),
+    "subspace": (1, 1, 1, 1, 5, 1),
+    "norm": (3, 3),
+}
 _SPARE_DASHES = ((10, 2, 2, 2), (5, 3), (10, 5), (2, 1), (5, 2, 2, 2, 2, 2, 2, 2))
 LINES = "dots: captions, prompts, losses or masks; short even dashes: control; all others: embeddings alone"
 _SPARE = ("#4B6A2E", "#7B5EA7", "#B07A3A", "#5F5F9E", "#3E7C8C", "#A03060")
 _ATTACKS = {
-    "badnets": "BadNets", "blended": "Blended", "wanet": "WaNet", "sig": "SIG", "nashville": "Nashville",
-    "blto": "BLTO", "clean_label": "Clean label", "multi_trigger": "Multi-trigger",
-    "multi_target": "Multi-target", "mislabel": "Mislabelled",
-    "none": "No poisoning", "targeted": "Targeted", "natural": "Natural backdoor",
-    "adaptive_spread": "Adaptive, spread", "adaptive_flood": "Adaptive, flood",
-}  # fmt: skip
+    "badnets": "BadNets",
+    "blended": "Blended",
+    "wanet": "WaNet",
+    "sig": "SIG",
+    "nashville": "Nashville",
+    "blto": "BLTO",
+    "clean_label": "Clean label",
+    "multi_trigger": "Multi-trigger",
+    "multi_target": "Multi-target",
+    "mislabel": "Mislabelled",
+    "none": "No poisoning",
+    "targeted": "Targeted",
+    "natural": "Natural backdoor",
+    "adaptive_spread": "Adaptive, spread",
+    "adaptive_flood": "Adaptive, flood",
+}
 
 _RC: Any = {
     "font.family": "DejaVu Sans",
@@ -140,9 +165,13 @@ def panels(
     height = top + lines * size[1] + (lines - 1) * gaps[1] + bottom
     figure = Figure(figsize=(width, height))
     places = {
-        "left": left / width, "right": 1 - right / width, "top": 1 - top / height, "bottom": bottom / height,
-        "wspace": gaps[0] / size[0], "hspace": gaps[1] / size[1],
-    }  # fmt: skip
+        "left": left / width,
+        "right": 1 - right / width,
+        "top": 1 - top / height,
+        "bottom": bottom / height,
+        "wspace": gaps[0] / size[0],
+        "hspace": gaps[1] / size[1],
+    }
     return figure, figure.subplots(lines, columns, squeeze=False, gridspec_kw=places, **shared)
 
 

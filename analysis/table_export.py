@@ -44,9 +44,10 @@ class _Side:
     def best(self, case: str) -> str | None:
         """The detector, controls aside, with the highest mean AUROC."""
         rated = [
-            (row["auroc"], row["detector"]) for row in self.of_case(case)
+            (row["auroc"], row["detector"])
+            for row in self.of_case(case)
             if row is not None and row["detector"] not in CONTROLS and row["auroc"] == row["auroc"]
-        ]  # fmt: skip
+        ]
         return max(rated)[1] if rated else None
 
 
@@ -134,11 +135,15 @@ def latex(summary: pd.DataFrame, title: str) -> str:
     parts = [f"% {title}"]
     for side in _sides(summary):
         parts += [
-            r"\begin{table}[t]", r"\centering\small",
+            r"\begin{table}[t]",
+            r"\centering\small",
             rf"\caption{{{_escape(title)}, {side.name}. {_escape(' '.join(_notes(summary)))}}}",
-            r"\resizebox{\textwidth}{!}{%", r"\begin{tabular}{lr" + "c" * len(side.detectors) + "}", r"\toprule",
-            "Attack & ASR & " + " & ".join(map(_escape, _heads(side))) + r" \\", r"\midrule",
-        ]  # fmt: skip
+            r"\resizebox{\textwidth}{!}{%",
+            r"\begin{tabular}{lr" + "c" * len(side.detectors) + "}",
+            r"\toprule",
+            "Attack & ASR & " + " & ".join(map(_escape, _heads(side))) + r" \\",
+            r"\midrule",
+        ]
         for place, case in enumerate(side.cases):
             if place and is_control_case(case) and not is_control_case(side.cases[place - 1]):
                 parts.append(r"\midrule")
@@ -161,10 +166,22 @@ def latex(summary: pd.DataFrame, title: str) -> str:
 
 def _escape(text: str) -> str:
     replaced = {
-        "\\": r"\textbackslash{}", "%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "$": r"\$",
-        "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
-        "†": r"$^\dagger$", "‡": r"$^\ddagger$", "—": "---", "–": "--",
-    }  # fmt: skip
+        "\\": r"\textbackslash{}",
+        "%": r"\%",
+        "&": r"\&",
+        "_": r"\_",
+        "#": r"\#",
+        "$": r"\$",
+        "{": r"\{",
+        "}": r"\}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "±": r"$\pm$",
+        "†": r"$^\dagger$",
+        "‡": r"$^\ddagger$",
+        "—": "---",
+        "–": "--",
+    }
     return "".join(replaced.get(char, char) for char in text)
 
 

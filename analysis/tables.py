@@ -16,10 +16,31 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 LEADING = (
-    "attack", "detector", "normalise", "scope", "scope_size", "modality", "k", "seed", "n", "n_poison",
-    "auroc", "auprc", "fpr95", "fpr100", "recall_at_1pct", "recall_at_5pct", "recall_at_10pct",
-    "zero_shot_top1", "asr", "attack_succeeded", "seconds", "memory_mb", "status", "error",
-)  # fmt: skip
+    "attack",
+    "detector",
+    "normalise",
+    "scope",
+    "scope_size",
+    "modality",
+    "k",
+    "seed",
+    "n",
+    "n_poison",
+    "auroc",
+    "auprc",
+    "fpr95",
+    "fpr100",
+    "recall_at_1pct",
+    "recall_at_5pct",
+    "recall_at_10pct",
+    "zero_shot_top1",
+    "asr",
+    "attack_succeeded",
+    "seconds",
+    "memory_mb",
+    "status",
+    "error",
+)
 MEASURES = {
     "auroc": "AUROC",
     "auprc": "AUPRC",

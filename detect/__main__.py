@@ -66,8 +66,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("files", nargs="+", type=Path, help=".npy files of (n, d) arrays, or folders of them")
     parser.add_argument("--out", type=Path, default=Path("scores.csv"), help=".csv or .parquet (scores.csv)")
-    parser.add_argument("--detectors", nargs="+", default=["slof", "lof", "dao"], choices=DETECTORS, metavar="NAME",
-                        help=f"of {', '.join(DETECTORS)} (slof lof dao)")  # fmt: skip
+    parser.add_argument(
+        "--detectors",
+        nargs="+",
+        default=["slof", "lof", "dao"],
+        choices=DETECTORS,
+        metavar="NAME",
+        help=f"of {', '.join(DETECTORS)} (slof lof dao)",
+    )
     parser.add_argument("--k", type=int, default=16, help="neighbours; above the poisons in a scope (16)")
     parser.add_argument("--batch-size", type=int, default=2048, help="samples of a neighbourhood scope (2048)")
     parser.add_argument("--full", action="store_true", help="search among all samples instead of in batches")
@@ -149,8 +155,10 @@ def _parts(paths: Sequence[Path]) -> list[tuple[Path, np.ndarray]]:
     for file in files:
         part = _opened(file)
         if parts and part.shape[1] != parts[0][1].shape[1]:
-            raise ValueError(f"all files must be equally wide, but {file} has {part.shape[1]} columns, "
-                             f"and {parts[0][0]} has {parts[0][1].shape[1]}")  # fmt: skip
+            raise ValueError(
+                f"all files must be equally wide, but {file} has {part.shape[1]} columns, "
+                f"and {parts[0][0]} has {parts[0][1].shape[1]}"
+            )
         parts.append((file, part))
     if not sum(len(part) for _, part in parts):
         raise ValueError(f"no rows in {', '.join(map(str, paths))}")

@@ -33,15 +33,38 @@ NEIGHBOURS = 5
 POINTS = 4000  # in the 2-D view
 THUMBNAIL = 96  # pixels at most
 COLUMNS = (
-    "detector", "attack", "side", "seed", "auroc", "auprc", "fpr95", "fpr100", "recall_at_1pct", "k", "scope",
-    "scope_size", "modality", "rate", "n", "n_poison", "zero_shot_top1", "asr", "seconds", "memory_mb", "status",
-)  # fmt: skip
+    "detector",
+    "attack",
+    "side",
+    "seed",
+    "auroc",
+    "auprc",
+    "fpr95",
+    "fpr100",
+    "recall_at_1pct",
+    "k",
+    "scope",
+    "scope_size",
+    "modality",
+    "rate",
+    "n",
+    "n_poison",
+    "zero_shot_top1",
+    "asr",
+    "seconds",
+    "memory_mb",
+    "status",
+)
 
 
 def write_page(
-    table: pd.DataFrame, cells: list[StoredCell], store: Path, path: Path, most_scenes: int = 6,
+    table: pd.DataFrame,
+    cells: list[StoredCell],
+    store: Path,
+    path: Path,
+    most_scenes: int = 6,
     summaries: Mapping[str, pd.DataFrame] | None = None,
-) -> Path:  # fmt: skip
+) -> Path:
     """Write the page for all cells; views and galleries for at most `most_scenes` scenes, one seed of each
     first. `summaries` holds what `grid.aggregate` gave for each study's usual rows, if that is known already.
     """
@@ -110,11 +133,17 @@ def _row(place: int, cell: StoredCell, cells: Sequence[StoredCell], names: Seque
     row = {column: cell.row.get(column) for column in COLUMNS}
     name = str(cell.row["detector"])
     return row | {
-        "place": place, "name": name, "detector": detector_label(name), "case": case(cell.row),
-        "attack": case_label(case(cell.row)), "side": _side(cell), "control": is_control(cell.row),
-        "status": cell.row.get("status", "ok"), "error": cell.row.get("error") or "",
+        "place": place,
+        "name": name,
+        "detector": detector_label(name),
+        "case": case(cell.row),
+        "attack": case_label(case(cell.row)),
+        "side": _side(cell),
+        "control": is_control(cell.row),
+        "status": cell.row.get("status", "ok"),
+        "error": cell.row.get("error") or "",
         "colour": detector_colour(name, names),
-    }  # fmt: skip
+    }
 
 
 def _side(cell: StoredCell) -> str:
@@ -134,8 +163,9 @@ def _summary(summary: pd.DataFrame) -> list[dict[str, Any]]:
             "side": "either" if either else "raw" if is_raw(normalise) else "normalised",
             "attack": case_label(row["case"]) + size.get(row["case"], ""),
             "control": is_control_case(row["case"]),
-            "control_detector": row["detector"] in CONTROLS, "not_embedded": row["attack_succeeded"] is False,
-        }  # fmt: skip
+            "control_detector": row["detector"] in CONTROLS,
+            "not_embedded": row["attack_succeeded"] is False,
+        }
         lines.append(line)
     return lines
 
@@ -155,22 +185,39 @@ def _scene(scene: Scene, images: dict[str, int]) -> dict[str, Any]:
         ranks = np.empty(len(scores))
         ranks[order[::-1]] = np.linspace(0, 255, len(scores))
         galleries[str(place)] = order[:SUSPECTS].tolist()
-        lines.append({
-            "name": cell.row["detector"], "label": variant(cell.row, rows), "side": _side(cell),
-            "control": is_control(cell.row), "auroc": cell.row.get("auroc"), "auprc": cell.row.get("auprc"),
-            "scores": [float(f"{value:.5g}") for value in scores[order[:SUSPECTS]]],
-            "ranks": _packed(ranks[shown], np.uint8), **_curves(scores, is_poison),
-        })  # fmt: skip
+        lines.append(
+            {
+                "name": cell.row["detector"],
+                "label": variant(cell.row, rows),
+                "side": _side(cell),
+                "control": is_control(cell.row),
+                "auroc": cell.row.get("auroc"),
+                "auprc": cell.row.get("auprc"),
+                "scores": [float(f"{value:.5g}") for value in scores[order[:SUSPECTS]]],
+                "ranks": _packed(ranks[shown], np.uint8),
+                **_curves(scores, is_poison),
+            }
+        )
     row = scene.row
     near = _nearest(scene.embeddings, sorted({r for g in galleries.values() for r in g[:WITH_NEIGHBOURS]}))
     wanted = sorted({r for g in galleries.values() for r in g} | {r for rows in near.values() for r, _ in rows})
     return {
-        "name": _name(scene), "case": case(row), "attack": case_label(case(row)), "seed": row.get("seed"),
-        "n": len(is_poison), "n_poison": int(is_poison.sum()), "asr": row.get("asr"),
-        "zero_shot_top1": row.get("zero_shot_top1"), "warnings": warnings(row), "cells": lines, "view": view,
+        "name": _name(scene),
+        "case": case(row),
+        "attack": case_label(case(row)),
+        "seed": row.get("seed"),
+        "n": len(is_poison),
+        "n_poison": int(is_poison.sum()),
+        "asr": row.get("asr"),
+        "zero_shot_top1": row.get("zero_shot_top1"),
+        "warnings": warnings(row),
+        "cells": lines,
+        "view": view,
         "lead": next((place for place, cell in enumerate(ordered) if cell is lead), 0),
-        "galleries": galleries, "near": near, "samples": _samples(scene, wanted, is_poison, images),
-    }  # fmt: skip
+        "galleries": galleries,
+        "near": near,
+        "samples": _samples(scene, wanted, is_poison, images),
+    }
 
 
 def _curves(scores: np.ndarray, is_poison: np.ndarray) -> dict[str, Any]:

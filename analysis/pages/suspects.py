@@ -39,12 +39,18 @@ def write(result: ScanResult, path: Path, gallery: int = 120, cleaned: Mapping[s
         | {row for found in near.values() for row, _ in found}
     )
     data = {
-        "facts": result.facts, "cleaned": cleaned, "ranked_by": [label(name) for name in result.ranked_by],
+        "facts": result.facts,
+        "cleaned": cleaned,
+        "ranked_by": [label(name) for name in result.ranked_by],
         "detectors": [{"name": name, "label": label(name)} for name in result.detectors],
-        "order": order, "near": near, "samples": _samples(result, wanted),
+        "order": order,
+        "near": near,
+        "samples": _samples(result, wanted),
         "groups": [_group(group, rows) for group, rows in zip(groups, members, strict=True)],
-        "histogram": _histogram(result), "metrics": result.metrics, "failed": result.failed,
-    }  # fmt: skip
+        "histogram": _histogram(result),
+        "metrics": result.metrics,
+        "failed": result.failed,
+    }
     render("suspects.html", data, path)
     return path
 
@@ -76,9 +82,17 @@ def _samples(result: ScanResult, rows: list[int]) -> dict[str, Any]:
 
 def _group(group: Group, rows: np.ndarray) -> dict[str, Any]:
     names = (
-        "caption", "size", "similarity", "pixels", "shared", "concentration", "isolation", "surprise", "strength",
+        "caption",
+        "size",
+        "similarity",
+        "pixels",
+        "shared",
+        "concentration",
+        "isolation",
+        "surprise",
+        "strength",
         "alarming",
-    )  # fmt: skip
+    )
     return {name: getattr(group, name) for name in names} | {"rows": rows}
 
 
@@ -108,24 +122,35 @@ def summary(result: ScanResult) -> str:
     """summary.md, which is also what the run prints."""
     facts = result.facts
     lines = [
-        "# Scan", "",
+        "# Scan",
+        "",
         f"{facts['n']:,} samples ({facts['data']}, model {facts['model']}), ranked by "
         + (" + ".join(label(name) for name in result.ranked_by))
         + (" (mean rank)." if len(result.ranked_by) > 1 else "."),
-        "", "scores.parquet: every sample with its scores; suspects.html: the gallery.",
-        *unscored_lines(facts["unscored"], facts["lost"], "not scanned"), "",
-    ]  # fmt: skip
+        "",
+        "scores.parquet: every sample with its scores; suspects.html: the gallery.",
+        *unscored_lines(facts["unscored"], facts["lost"], "not scanned"),
+        "",
+    ]
     lines += [f"**{label(name)} failed:** {error}\n" for name, error in result.failed.items()]
     lines += ["## Groups that a model could learn", "", *_group_lines(result.groups), ""]
     lines += ["## Most suspicious samples", "", "| rank | id | where | score | caption |", "|---|---|---|---|---|"]
     for record in result.table.iloc[result.order[:20]].to_dict("records"):
         where = " ".join(str(record[name]) for name in ("shard", "key") if record[name]) or "–"
-        lines.append(f"| {record['rank']} | {record['id']} | {_cell(where)} | {record['score']:.4g} | "
-                     f"{_cell(record['caption'])} |")  # fmt: skip
+        lines.append(
+            f"| {record['rank']} | {record['id']} | {_cell(where)} | {record['score']:.4g} | "
+            f"{_cell(record['caption'])} |"
+        )
     if result.metrics:
-        lines += ["", "## Against the truth at hand", "", f"{facts['truth']:,} samples to be found.", "",
-                  "| scores | AUROC | AUPRC | FPR at 95 % TPR | at 100 % | recall at 1 % | 5 % | 10 % |",
-                  "|---" * 8 + "|"]  # fmt: skip
+        lines += [
+            "",
+            "## Against the truth at hand",
+            "",
+            f"{facts['truth']:,} samples to be found.",
+            "",
+            "| scores | AUROC | AUPRC | FPR at 95 % TPR | at 100 % | recall at 1 % | 5 % | 10 % |",
+            "|---" * 8 + "|",
+        ]
         for name, row in result.metrics.items():
             recalls = [f"recall_at_{share}pct" for share in (1, 5, 10)]
             shown = [row[key] for key in ("auroc", "auprc", "fpr95", "fpr100", *recalls)]
@@ -140,14 +165,17 @@ def _group_lines(groups: list[Group]) -> list[str]:
         shown = min(len(groups), GROUPS)
         text = "None." + (f" suspects.html shows {shown} of {len(groups)} weaker groups." if groups else "")
         return [text.strip()]
-    lines = ["| strength | images | leading caption | similarity | pixels alike | captions alike | isolation |",
-             "|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        "| strength | images | leading caption | similarity | pixels alike | captions alike | isolation |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for group in alarming[:20]:
         numbers = (group.similarity, group.pixels, group.concentration, group.isolation)
         lines.append(
             f"| {group.strength:.2f} | {group.size} | {_cell(group.caption)} | "
-            + " | ".join(f"{number:.2f}" for number in numbers) + " |"
-        )  # fmt: skip
+            + " | ".join(f"{number:.2f}" for number in numbers)
+            + " |"
+        )
     return lines
 
 

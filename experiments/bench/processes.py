@@ -29,12 +29,20 @@ def process_checks(device: str, world: int, pairs: int) -> Iterator[Check]:
         one = _embedded(folder, device)
         done = subprocess.run(
             [
-                sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}",
-                "-m", "experiments.bench.processes", name, "cpu" if device == "cpu" else "auto",
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                f"--nproc-per-node={world}",
+                "-m",
+                "experiments.bench.processes",
+                name,
+                "cpu" if device == "cpu" else "auto",
             ],
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-            capture_output=True, text=True,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+        )
         what = f"{world} processes by {'Gloo' if device == 'cpu' else 'NCCL'} against one"
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -43,9 +51,10 @@ def process_checks(device: str, world: int, pairs: int) -> Iterator[Check]:
         losses = [np.load(folder / side / "losses.npy")[:, 0] for side in ("one", "many")]
         error = float(np.abs(losses[1] - losses[0]).max() / losses[0].mean())
         yield Check(
-            f"{what}: each sample's loss in the first step (float32)", error <= 0.01,
+            f"{what}: each sample's loss in the first step (float32)",
+            error <= 0.01,
             f"largest error {error:.1e} of the mean, <= 0.01",
-        )  # fmt: skip
+        )
         differ = int((np.load(folder / "embedded.npy") != one).any(axis=1).sum())
         yield Check(f"{what}: embeddings of the same model", differ == 0, f"{differ} of {len(one)} rows differ, 0")
 

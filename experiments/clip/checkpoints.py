@@ -28,9 +28,13 @@ from experiments.clip.model_folder import RefusedModel
 log = logging.getLogger(__name__)
 
 TOWERS = {
-    "vision_model.": "visual.", "vision.": "visual.", "image_encoder.": "visual.",
-    "text_model.": "text.", "textual.": "text.", "text_encoder.": "text.",
-}  # fmt: skip
+    "vision_model.": "visual.",
+    "vision.": "visual.",
+    "image_encoder.": "visual.",
+    "text_model.": "text.",
+    "textual.": "text.",
+    "text_encoder.": "text.",
+}
 """Other people's names for open_clip's two towers, `visual` and `text`."""
 
 BESIDE = ("model_ema.", "ema_model.", "ema.", "criterion.", "loss.", "loss_fn.", "metrics.")

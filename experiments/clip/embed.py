@@ -60,9 +60,14 @@ def embed(
 
 
 def agreement_of_views(
-    model: TrainedModel, pairs: Pairs, embeddings: Embeddings, *, workers: int = 0, threads: bool = False,
+    model: TrainedModel,
+    pairs: Pairs,
+    embeddings: Embeddings,
+    *,
+    workers: int = 0,
+    threads: bool = False,
     batch: int = 256,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """Cosine of every gentle view of each image with its caption, (n, views) float32, in the order of `VIEWS`.
 
     workers, threads: as of `embed`.

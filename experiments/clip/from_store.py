@@ -33,8 +33,6 @@ class Trained:
                 f"model.folder must be the folder of a trained model, but {self.folder!r} holds no "
                 f"{' and no '.join(missing)}; such folders are <store>/train/<key>"
             )
-        refuse_other_files(Path(self.folder) / WEIGHTS, "model.folder")
-        _ = self.size  # checks the folder's configurations
 
         found = faults(Path(self.folder)) if is_key(Path(self.folder).name) else []
         if found := [fault for fault in found if fault.what != EXTRA]:
@@ -42,6 +40,8 @@ class Trained:
                 f"model.folder={self.folder!r} is damaged ({found[0]}); run what has trained it again, which "
                 "sets it aside and computes it anew, or give a whole copy"
             )
+        refuse_other_files(Path(self.folder) / WEIGHTS, "model.folder")
+        _ = self.size  # checks the folder's configurations
 
     @property
     def trains(self) -> bool:

@@ -311,8 +311,9 @@ class OpenCLIP:
         native = native_size(self.name)
         force = None if native == self.size else self.size
         if force and native and self._weights:
-            log.warning("model: %s is made for %d pixels; its positions are interpolated to %d",
-                        self.name, native, force)  # fmt: skip
+            log.warning(
+                "model: %s is made for %d pixels; its positions are interpolated to %d", self.name, native, force
+            )
         with self._fetching(), quiet(), no_remote_code(f"model.name={self.name}"):
             architecture = architecture_of(self.name)
             clip = create(
@@ -330,15 +331,20 @@ class OpenCLIP:
             if self.mean == "auto":
                 log.warning(
                     "model: %s is fed images in [0, 1] as they are, as in the paper's protocol; weights trained "
-                    "with open_clip's own script need model.mean=openai", self.checkpoint,
-                )  # fmt: skip
+                    "with open_clip's own script need model.mean=openai",
+                    self.checkpoint,
+                )
         published_with = (None, None)
         if self._brings_weights or self.pretrained is not None:
             cfg = clip.visual.preprocess_cfg
             published_with = cfg["mean"], cfg["std"]
             if cfg.get("resize_mode", "shortest") != "shortest":
-                log.warning("model: %s was trained on images resized by %r; here the shorter side is resized and "
-                            "the centre cropped", self._weights, cfg["resize_mode"])  # fmt: skip
+                log.warning(
+                    "model: %s was trained on images resized by %r; here the shorter side is resized and "
+                    "the centre cropped",
+                    self._weights,
+                    cfg["resize_mode"],
+                )
         mean, std = self._statistics(published_with)
         built = dataclasses.replace(self, mean=mean, std=std)
         return TrainedModel(clip.to(memory_format=torch.channels_last), tokenizer, built, architecture)

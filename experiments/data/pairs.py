@@ -20,12 +20,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
+    from experiments.data.file_pairs import FilePairs
     from experiments.data.jpeg_batches import JPEGDecoder
     from experiments.data.shard_pairs import ShardPairs
 
 IMAGES, CAPTIONS, NATURAL, TEST, CLASSES = (
-    "images.npy", "captions.parquet", "natural.json", "test", "classes.json",
-)  # fmt: skip
+    "images.npy",
+    "captions.parquet",
+    "natural.json",
+    "test",
+    "classes.json",
+)
 
 Progress = Callable[[int, str], AbstractContextManager[Any]]
 """(total, label) -> a context manager whose value has `update(n)`, such as a tqdm bar."""
@@ -182,15 +187,20 @@ class TestSet:
         folder = Path(folder) / TEST
         content = json.loads((folder / CLASSES).read_text())
         return cls(
-            np.load(folder / IMAGES, mmap_mode="r"), np.load(folder / "labels.npy"),
-            tuple(content["classes"]), tuple(content["templates"]),
-        )  # fmt: skip
+            np.load(folder / IMAGES, mmap_mode="r"),
+            np.load(folder / "labels.npy"),
+            tuple(content["classes"]),
+            tuple(content["templates"]),
+        )
 
 
-def open_pairs(folder: str | Path, decoder: JPEGDecoder | None = None) -> ArrayPairs | ShardPairs:
-    """The training pairs of a data stage, in one array or in their shards; these decoded by `decoder`, if given."""
+def open_pairs(folder: str | Path, decoder: JPEGDecoder | None = None) -> ArrayPairs | ShardPairs | FilePairs:
+    """The training pairs of a data stage: one array, or shards or files, these decoded by `decoder`, if given."""
+    from experiments.data.file_pairs import FILES, FilePairs
     from experiments.data.shard_pairs import INDEX, ShardPairs
 
+    if (Path(folder) / FILES).exists():
+        return FilePairs(folder, decoder)
     return ShardPairs(folder, decoder) if (Path(folder) / INDEX).exists() else ArrayPairs.load(folder)
 
 

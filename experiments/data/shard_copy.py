@@ -93,9 +93,10 @@ def plan_copy(
     with open(source, "rb") as stream:
         everything = list(entries(stream, os.fstat(stream.fileno()).st_size))
     listed = [
-        entry for entry in everything
+        entry
+        for entry in everything
         if entry.position not in kept or entry.ending.rpartition(".")[2] not in image_keys or entry.content in seen
-    ]  # fmt: skip
+    ]
     samples, folded = _choose(listed, kept)
     written = {position for position, _ in samples}
     gone = {""} | {entry.key for entry in listed if entry.position >= 0 and entry.position not in written}

@@ -34,10 +34,12 @@ def index_job(job: tuple[tuple[Fields, Limits], str, Path]) -> None:
     }
     table = pa.table(
         {
-            "position": pa.array(index.positions, pa.int64()), "offset": pa.array(index.offsets, pa.int64()),
-            "length": pa.array(index.lengths, pa.int64()), "caption": pa.array(index.captions, pa.large_string()),
+            "position": pa.array(index.positions, pa.int64()),
+            "offset": pa.array(index.offsets, pa.int64()),
+            "length": pa.array(index.lengths, pa.int64()),
+            "caption": pa.array(index.captions, pa.large_string()),
         }
-    )  # fmt: skip
+    )
     table = table.replace_schema_metadata({"shard": json.dumps(facts)})
     with indexed(file) as unfinished:
         pq.write_table(table, unfinished)

@@ -185,9 +185,14 @@ class Files:
         return np.where(held_out, labels, -1)
 
     def _gather(
-        self, folder: Path, parts: Parts, captions: list[str | None], rows: np.ndarray, labels: np.ndarray,
+        self,
+        folder: Path,
+        parts: Parts,
+        captions: list[str | None],
+        rows: np.ndarray,
+        labels: np.ndarray,
         classes: tuple[str, ...],
-    ) -> None:  # fmt: skip
+    ) -> None:
         (folder / TEST).mkdir(exist_ok=True)
         kept: dict[bool, np.ndarray] = {}
         for test, place in ((False, folder), (True, folder / TEST)):

@@ -225,9 +225,7 @@ def _deeper(key: str, part: str, root: Any) -> dict[str, str]:
     return {part.casefold(): "' or '".join(near)} if near else {}
 
 
-def _unknown(
-    key: str, part: str, choices: Sequence[str], introduction: str, meant: Mapping[str, str]
-) -> str:  # fmt: skip
+def _unknown(key: str, part: str, choices: Sequence[str], introduction: str, meant: Mapping[str, str]) -> str:
     folded = {choice.casefold(): choice for choice in choices}
     near = [folded[name] for name in get_close_matches(part.casefold(), folded, 1)]
     known = meant.get(part.casefold())

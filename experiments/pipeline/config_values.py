@@ -9,9 +9,11 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 
 _KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
-    int: ((int,), "a whole number"), float: ((int, float), "a number"), str: ((str,), "a text"),
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+    str: ((str,), "a text"),
     bool: ((bool,), "true or false"),
-}  # fmt: skip
+}
 
 
 def check_values(config: DictConfig) -> None:
@@ -51,8 +53,10 @@ def _check_value(key: str, value: Any, wanted: Any) -> None:
     kinds = [_KINDS[choice] for choice in choices if choice in _KINDS]
     if not kinds or len(kinds) + (type(None) in choices) < len(choices):
         return  # not a plain type; its class checks it
-    if not any(isinstance(value, types) and (bool in types or (value is not True and value is not False))
-               for types, _ in kinds):  # fmt: skip
+    if not any(
+        isinstance(value, types) and (bool in types or (value is not True and value is not False))
+        for types, _ in kinds
+    ):
         named = " or ".join(word for _, word in kinds) + " or null" * (type(None) in choices)
         raise ValueError(f"{key} must be {named}, got {value!r}")
 

@@ -37,14 +37,16 @@ class Facts:
     def of(cls, labels: Mapping[str, Any], measures: Mapping[str, Any], truth: np.ndarray) -> Facts:
         """labels: of the experiment.  measures: zero-shot accuracy and attack success.  truth: (n,) bool."""
         asr = measures.get("asr")
-        return cls({
-            **labels,
-            "n": len(truth),
-            "n_poison": int(truth.sum()),
-            "asr": asr,
-            "attack_succeeded": None if asr is None else asr >= SUCCEEDED,
-            **{name: value for name, value in measures.items() if name != "asr"},
-        })  # fmt: skip
+        return cls(
+            {
+                **labels,
+                "n": len(truth),
+                "n_poison": int(truth.sum()),
+                "asr": asr,
+                "attack_succeeded": None if asr is None else asr >= SUCCEEDED,
+                **{name: value for name, value in measures.items() if name != "asr"},
+            }
+        )
 
     def row(self, spec: ScoreSpec, detector: Any) -> dict[str, Any]:
         """A cell's row before it has metrics."""
@@ -139,8 +141,11 @@ def _warn_of_collapse(runner: Runner, facts: Facts) -> None:
         log.warning(
             "%s: about %.0f poisons in a scope of %d, and k = %d: scores collapse once poisons are each "
             "other's neighbours; raise k or use a smaller scope",
-            spec.detector, row["poisons_per_scope"], row["scope_size"], row["k"],
-        )  # fmt: skip
+            spec.detector,
+            row["poisons_per_scope"],
+            row["scope_size"],
+            row["k"],
+        )
 
 
 def _cell(runner: Runner, spec: ScoreSpec, facts: Facts) -> Cell:

@@ -94,9 +94,20 @@ def stage(
             return {n: Call(n) for n in names if optional is None or n not in optional or optional[n](experiment)}
 
         STAGES[gives] = made = Stage(
-            name, gives, compute, version if callable(version) else lambda experiment, **settings: version, reads,
-            inputs or from_signature, key_settings, instead, load, save, collective, quiet, wider,
-        )  # fmt: skip
+            name,
+            gives,
+            compute,
+            version if callable(version) else lambda experiment, **settings: version,
+            reads,
+            inputs or from_signature,
+            key_settings,
+            instead,
+            load,
+            save,
+            collective,
+            quiet,
+            wider,
+        )
         return made
 
     return declare

@@ -28,6 +28,7 @@ from experiments.runtime.progress import bar
 
 if TYPE_CHECKING:
     from experiments.clip.model import TrainedModel
+    from experiments.data.file_pairs import FilePairs
     from experiments.data.jpeg_batches import JPEGDecoder
     from experiments.data.shard_pairs import ShardPairs
 
@@ -43,7 +44,7 @@ class DataSet:
 
     path: Path
 
-    def pairs(self, decoder: JPEGDecoder | None = None) -> ArrayPairs | ShardPairs:
+    def pairs(self, decoder: JPEGDecoder | None = None) -> ArrayPairs | ShardPairs | FilePairs:
         return open_pairs(self.path, decoder)
 
 
@@ -72,7 +73,7 @@ def own_test(run: Run, data: DataSet) -> TestSet:
 
 
 @stage(None, "clean")
-def clean(run: Run, data: DataSet) -> ArrayPairs | ShardPairs:
+def clean(run: Run, data: DataSet) -> ArrayPairs | ShardPairs | FilePairs:
     """the pairs before any attack"""
     return data.pairs()
 

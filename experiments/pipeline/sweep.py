@@ -125,8 +125,14 @@ class Sweep(Callback):
         broken = sum(job["status"] != "ok" for job in jobs.values())
         log.info(
             "sweep: %d jobs, %d failed; %d cells done, %d reused, %d failed; %.0f s; %s",
-            len(jobs), broken, cells.done, cells.reused, cells.failed, time.time() - self._begin, folder / RESULTS,
-        )  # fmt: skip
+            len(jobs),
+            broken,
+            cells.done,
+            cells.reused,
+            cells.failed,
+            time.time() - self._begin,
+            folder / RESULTS,
+        )
         return not (broken or cells.failed)
 
 
@@ -139,8 +145,11 @@ def records(folder: Path) -> dict[str, dict[str, Any]]:
         else:
             overrides = OmegaConf.to_container(OmegaConf.load(job / OVERRIDES))
             found[job.name] = {
-                "overrides": overrides, "status": "failed", "error": KILLED, "cells": asdict(CellCounts()),
-            }  # fmt: skip
+                "overrides": overrides,
+                "status": "failed",
+                "error": KILLED,
+                "cells": asdict(CellCounts()),
+            }
     return found
 
 

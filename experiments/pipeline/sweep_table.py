@@ -29,9 +29,11 @@ def sweep_table(jobs: Mapping[str, Mapping[str, Any]], rows: Sequence[Mapping[st
     if not detectors:
         return None
     table = Table(
-        box=SIMPLE_HEAD, pad_edge=False, caption_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        caption_justify="left",
         caption="AUROC on normalised embeddings" + f"; the first {LONGEST} jobs" * (len(jobs) > LONGEST),
-    )  # fmt: skip
+    )
     table.add_column("job")
     for heading in ("ASR", *detectors):
         table.add_column(heading, justify="right")

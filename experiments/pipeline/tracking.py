@@ -92,9 +92,14 @@ class Tracker:
         )
         try:
             return wandb.init(
-                mode=self.mode, project=self.project, entity=self.entity, dir=str(self._folder),
-                reinit="create_new", settings=settings, **about,
-            )  # fmt: skip
+                mode=self.mode,
+                project=self.project,
+                entity=self.entity,
+                dir=str(self._folder),
+                reinit="create_new",
+                settings=settings,
+                **about,
+            )
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:
             raise RuntimeError(
                 f"logger={self.mode}: W&B could not start a run ({error}). "

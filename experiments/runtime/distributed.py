@@ -72,9 +72,12 @@ def hydra_overrides() -> list[str]:
     atexit.register(shutil.rmtree, place, ignore_errors=True)
     logging.disable(logging.WARNING)
     return [
-        f"hydra.run.dir={place}", f"hydra.sweep.dir={place}", "hydra.output_subdir=null",
-        "hydra/job_logging=disabled", "hydra/hydra_logging=disabled",
-    ]  # fmt: skip
+        f"hydra.run.dir={place}",
+        f"hydra.sweep.dir={place}",
+        "hydra.output_subdir=null",
+        "hydra/job_logging=disabled",
+        "hydra/hydra_logging=disabled",
+    ]
 
 
 def _remove_left_behind() -> None:

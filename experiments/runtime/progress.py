@@ -22,9 +22,16 @@ def bar(total: int, label: str, unit: str = "it", initial: int = 0) -> tqdm:
     """A bar to `update(n)` by hand; silent where standard error is no terminal and on ranks above 0."""
     silent = not distributed.is_main() or not sys.stderr.isatty()
     return tqdm(
-        total=total, desc=f"  {label}", unit=unit, initial=initial, disable=silent, leave=False,
-        dynamic_ncols=True, unit_scale=True, mininterval=0.3,
-    )  # fmt: skip
+        total=total,
+        desc=f"  {label}",
+        unit=unit,
+        initial=initial,
+        disable=silent,
+        leave=False,
+        dynamic_ncols=True,
+        unit_scale=True,
+        mininterval=0.3,
+    )
 
 
 def track(items: Iterable[T], total: int, label: str, unit: str = "it") -> Iterator[T]:
@@ -70,6 +77,11 @@ class Pace:
         said = "  ".join(f"{name} {value}" for name, value in measures.items())
         log.info(
             "train: step %d of %d  %s  %s samples/s  data %.0f %%  left %s",
-            step, self.steps, said, f"{done * batch_size / seconds:,.0f}", 100 * self._waited / seconds, left,
-        )  # fmt: skip
+            step,
+            self.steps,
+            said,
+            f"{done * batch_size / seconds:,.0f}",
+            100 * self._waited / seconds,
+            left,
+        )
         self._step, self._since, self._waited = step, now, 0.0

@@ -217,8 +217,11 @@ class Store:
                 place = self._set_aside(stage, partial)
                 log.warning(
                     "%s: what an earlier run has left cannot be read (%s: %s): set aside as %s, started anew",
-                    work, type(error).__name__, error, place,
-                )  # fmt: skip
+                    work,
+                    type(error).__name__,
+                    error,
+                    place,
+                )
                 partial.mkdir()
                 facts = timed(make, partial)
             self._publish(stage, facts or {})

@@ -62,8 +62,11 @@ class CleanResult:
             left = self.scan.truth & self.scan.table["id"].isin(kept["id"]).to_numpy()
             row |= {"n_poison": int(self.scan.truth.sum()), "left": int(left.sum())}
             row["clean_removed"] = row["removed"] - (row["n_poison"] - row["left"])
-            lines += ["", f"Of {row['n_poison']:,} samples to be found {row['left']:,} are left; "
-                      f"{row['clean_removed']:,} clean ones went."]  # fmt: skip
+            lines += [
+                "",
+                f"Of {row['n_poison']:,} samples to be found {row['left']:,} are left; "
+                f"{row['clean_removed']:,} clean ones went.",
+            ]
         if self.shards is not None:
             row["written"] = sum(counts["written"] for counts in self.shards.values())
             lines += ["", f"{row['written']:,} samples written in {len(self.shards)} new shards."]
@@ -78,18 +81,24 @@ class CleanResult:
         groups = f", and {len(taken)} alarming groups of {sum(group.size for group in taken):,}" if taken else ""
         kinds, members = self.counts[UNSCORED], self.counts["members"]
         row: dict[str, Any] = {
-            "members": members, "n": len(self.scan.table), "removed": self.counts[REMOVED],
-            "kept": self.counts[KEPT], "unscored": sum(kinds.values()),
-        }  # fmt: skip
+            "members": members,
+            "n": len(self.scan.table),
+            "removed": self.counts[REMOVED],
+            "kept": self.counts[KEPT],
+            "unscored": sum(kinds.values()),
+        }
         fate = "kept all the same (task.unscored=keep)" if self.keep_unscored else "dropped"
         return row, [
-            "# Clean", "",
+            "# Clean",
+            "",
             f"{row['removed']:,} of {row['n']:,} scored samples removed ({self.rule}{groups}).",
             *unscored_lines(kinds, self.scan.facts["lost"], fate),
-            "", " + ".join(f"{row[name]:,} {name}" for name in (KEPT, REMOVED, UNSCORED)) + f" = {members:,}.",
-            "", "scores.parquet: every sample, its status and what became of it; kept.parquet and kept.txt: what "
+            "",
+            " + ".join(f"{row[name]:,} {name}" for name in (KEPT, REMOVED, UNSCORED)) + f" = {members:,}.",
+            "",
+            "scores.parquet: every sample, its status and what became of it; kept.parquet and kept.txt: what "
             "stays; removed.parquet: what goes, with its scores.",
-        ]  # fmt: skip
+        ]
 
 
 @dataclass(frozen=True)
@@ -156,9 +165,11 @@ class Clean(Scan):
     def _settings(self, data: Shards) -> dict[str, Any]:
         """What a folder of cleaned shards must have been begun with to be completed."""
         return {
-            "data.shards": data.urls, "task.remove": str(self.remove), "task.remove_groups": self.remove_groups,
+            "data.shards": data.urls,
+            "task.remove": str(self.remove),
+            "task.remove_groups": self.remove_groups,
             "task.unscored": self.unscored,
-        }  # fmt: skip
+        }
 
 
 def _fates(result: ScanResult, removed: np.ndarray) -> pd.DataFrame:
@@ -171,8 +182,11 @@ def _fates(result: ScanResult, removed: np.ndarray) -> pd.DataFrame:
 
 def _oddities(shards: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What a reader of the cleaned shards' summary should know of."""
-    texts = [f"{name} holds nothing that can be read ({counts['damage']}) and was not written"
-             for name, counts in shards.items() if "damage" in counts]  # fmt: skip
+    texts = [
+        f"{name} holds nothing that can be read ({counts['damage']}) and was not written"
+        for name, counts in shards.items()
+        if "damage" in counts
+    ]
     folded = sum(counts.get("folded", 0) for counts in shards.values())
     links = sum(counts.get("links", 0) for counts in shards.values())
     unseen = sum(counts.get("unseen", 0) for counts in shards.values())

@@ -88,8 +88,11 @@ def rewrite(
         seen = () if keep_unscored else index.offsets
         copy = _write(data, source, folder / source.name, set(position[mine & wanted].tolist()), seen)
         report[source.name] = counts | {
-            "written": len(copy.samples), "folded": len(copy.folded), "links": copy.links, "unseen": copy.unseen,
-        }  # fmt: skip
+            "written": len(copy.samples),
+            "folded": len(copy.folded),
+            "links": copy.links,
+            "unseen": copy.unseen,
+        }
     total = tally(fates, sum(counts["members"] for counts in report.values()))
     samples = {name: counts["written"] for name, counts in report.items()}
     finish(folder, {**settings, **total, "samples": samples, "shards": report})
@@ -107,8 +110,10 @@ def _write(data: Shards, source: Path, target: Path, kept: set[int], seen: Colle
     if copy.folded:
         log.warning(
             "%s: %d samples are left out: without what was removed between them, readers would take them for part "
-            "of the sample before, which has the same key", source.name, len(copy.folded),
-        )  # fmt: skip
+            "of the sample before, which has the same key",
+            source.name,
+            len(copy.folded),
+        )
     if not _is_whole(data, target, copy):
         unfinished = target.with_name(target.name + PARTIAL)
         copy.write(source, unfinished)

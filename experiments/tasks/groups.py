@@ -144,8 +144,10 @@ class Grouping:
             keep = i + begin < j
             i, j = i[keep], j[keep]
             near = similar[i, j] >= self.near_cosine
-            alike = [bool(sure) or self._same_caption(words[a + begin], words[b])
-                     for a, b, sure in zip(i, j, near, strict=True)]  # fmt: skip
+            alike = [
+                bool(sure) or self._same_caption(words[a + begin], words[b])
+                for a, b, sure in zip(i, j, near, strict=True)
+            ]
             left.append(i[alike] + begin)
             right.append(j[alike])
         ends = np.concatenate(left), np.concatenate(right)
@@ -187,9 +189,13 @@ class Grouping:
         return grown
 
     def _measure(
-        self, samples: Source, rows: np.ndarray, percentile: np.ndarray, means: dict[str, np.ndarray],
+        self,
+        samples: Source,
+        rows: np.ndarray,
+        percentile: np.ndarray,
+        means: dict[str, np.ndarray],
         other: np.ndarray,
-    ) -> Group:  # fmt: skip
+    ) -> Group:
         images, texts = samples.vectors("image", rows), samples.vectors("text", rows)
         centre, meaning = _centre(images), _centre(texts)
         similarity, agreement = float((images @ centre).mean()), float((texts @ meaning).mean())
@@ -203,9 +209,17 @@ class Grouping:
         strength = float(np.log2(len(rows)) * max(similarity, 0) * concentration * isolation * surprise)
         alarming = len(rows) >= self.alarm_size and strength >= self.alarm_strength
         return Group(
-            rows, caption, similarity, _thumbnail_correlation(samples.images(rows[:64])), shared, concentration,
-            isolation, surprise, strength, alarming,
-        )  # fmt: skip
+            rows,
+            caption,
+            similarity,
+            _thumbnail_correlation(samples.images(rows[:64])),
+            shared,
+            concentration,
+            isolation,
+            surprise,
+            strength,
+            alarming,
+        )
 
 
 @functools.lru_cache(maxsize=1 << 18)

@@ -53,9 +53,13 @@ class Inversion:
         np.savez(folder / "trigger.npz", mask=self.mask, pattern=self.pattern)
         self._picture(folder / "trigger.png")
         row: dict[str, Any] = {
-            "target": self.target, "area": self.area, "pixels": float(self.mask.sum()), "success": self.success,
-            "before": self.before, "held_out": self.held_out,
-        }  # fmt: skip
+            "target": self.target,
+            "area": self.area,
+            "pixels": float(self.mask.sum()),
+            "success": self.success,
+            "before": self.before,
+            "held_out": self.held_out,
+        }
         side = len(self.mask)
         text = (
             f"# Trigger for {self.target!r}\n\n"
@@ -79,8 +83,10 @@ class Inversion:
         scale = max(1, 96 // len(self.mask))
         rows = []
         for line in lines:
-            tiles = [np.pad(tile.repeat(scale, 0).repeat(scale, 1), ((3, 3), (3, 3), (0, 0)), constant_values=255)
-                     for tile in line]  # fmt: skip
+            tiles = [
+                np.pad(tile.repeat(scale, 0).repeat(scale, 1), ((3, 3), (3, 3), (0, 0)), constant_values=255)
+                for tile in line
+            ]
             rows.append(np.concatenate(tiles, axis=1))
         Image.fromarray(np.concatenate(rows, axis=0)).save(file)
 
@@ -133,9 +139,15 @@ class Invert:
         painted = find.paint(find.model.pixels(torch.from_numpy(chosen)), mask, pattern)
         inversion = Inversion(
             self.target or runner.experiment.target,
-            mask[0, 0].cpu().numpy(), pattern[0].permute(1, 2, 0).cpu().numpy(), float(mask.mean()), after, before,
-            chosen, _bytes(painted.permute(0, 2, 3, 1).cpu().numpy()), len(tested),
-        )  # fmt: skip
+            mask[0, 0].cpu().numpy(),
+            pattern[0].permute(1, 2, 0).cpu().numpy(),
+            float(mask.mean()),
+            after,
+            before,
+            chosen,
+            _bytes(painted.permute(0, 2, 3, 1).cpu().numpy()),
+            len(tested),
+        )
         log.info("trigger: %.1f %% of the image, success %.3f", 100 * inversion.area, after)
         return inversion
 

@@ -22,9 +22,12 @@ from experiments.tasks.scan import Scan
 log = logging.getLogger(__name__)
 
 COLUMNS = {
-    "trained_on": "trained on", "removed": "removed", "poisons_left": "poisons left", "asr": "ASR",
+    "trained_on": "trained on",
+    "removed": "removed",
+    "poisons_left": "poisons left",
+    "asr": "ASR",
     "zero_shot_top1": "zero-shot",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,12 @@ class Retrained:
 
     def write(self, folder: Path) -> tuple[str, Sequence[Mapping[str, Any]]]:
         """summary.md; what to print, and the rows of results.csv."""
-        lines = [f"# {self.title}", "", " | ".join(["", *self.columns.values(), ""]).strip(),
-                 "|---" * len(self.columns) + "|"]  # fmt: skip
+        lines = [
+            f"# {self.title}",
+            "",
+            " | ".join(["", *self.columns.values(), ""]).strip(),
+            "|---" * len(self.columns) + "|",
+        ]
         for row in self.rows:
             lines.append("| " + " | ".join(_shown(row.get(name)) for name in self.columns) + " |")
         text = "\n".join(lines) + "\n"

@@ -231,12 +231,22 @@ class Scan:
         for group in [group for group in groups if group.alarming][:5]:
             log.warning(
                 "%d samples could teach the model a trigger for %r (strength %.2f)",
-                group.size, group.caption, group.strength,
-            )  # fmt: skip
+                group.size,
+                group.caption,
+                group.strength,
+            )
         return ScanResult(
-            table, unscored, list(columns), ranked_by, samples, groups, truth if planned else None,
-            metrics_of({**columns, "score": score}, samples.ids, truth), failed, facts,
-        )  # fmt: skip
+            table,
+            unscored,
+            list(columns),
+            ranked_by,
+            samples,
+            groups,
+            truth if planned else None,
+            metrics_of({**columns, "score": score}, samples.ids, truth),
+            failed,
+            facts,
+        )
 
 
 def _whole(value: object) -> bool:

@@ -118,8 +118,12 @@ class Threshold:
         low, high = interval(number, rate)
         log.info(
             "calibrated on %d samples known to be clean: %.2g %% of the clean samples are expected to go, and "
-            "with 95 %% probability %.2g to %.2g %%", number, 100 * rate, 100 * low, 100 * high,
-        )  # fmt: skip
+            "with 95 %% probability %.2g to %.2g %%",
+            number,
+            100 * rate,
+            100 * low,
+            100 * high,
+        )
 
     def __str__(self) -> str:
         text = next(f"{name} = {getattr(self, name)}" for name in RULES if getattr(self, name) is not None)
@@ -184,8 +188,12 @@ class Reference:
         found = np.array([name in self.names for name in given.itertuples(index=False, name=None)], bool)
         several = given.duplicated(keep=False).to_numpy() & found
         if several.any():
-            log.warning("%s: %d samples share their %s with others; none of them counts as known to be clean",
-                        self.file, several.sum(), " and ".join(on))  # fmt: skip
+            log.warning(
+                "%s: %d samples share their %s with others; none of them counts as known to be clean",
+                self.file,
+                several.sum(),
+                " and ".join(on),
+            )
         found &= ~several
         if not found.any():
             raise ValueError(f"task.remove.reference={self.file} names none of the {len(table):,} samples scanned")

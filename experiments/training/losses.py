@@ -152,8 +152,11 @@ class CleanCLIPLoss:
 
 
 LOSSES: dict[str, type[Any]] = {
-    "clip": CLIPLoss, "siglip": SigLIPLoss, "cyclip": CyCLIPLoss, "cleanclip": CleanCLIPLoss,
-}  # fmt: skip
+    "clip": CLIPLoss,
+    "siglip": SigLIPLoss,
+    "cyclip": CyCLIPLoss,
+    "cleanclip": CleanCLIPLoss,
+}
 
 
 def named(loss: Any) -> Any:

@@ -10,19 +10,30 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TINY = [
-    "train.epochs=1", "train.batch_size=50", "train.warmup_epochs=0.3", "neighbours.batch_size=200", "scale.k=8",
-    "scale.wide_k=8", "runtime.workers=1", "logger=disabled", "scale.attacks.badnets.rate=0.02",
+    "train.epochs=1",
+    "train.batch_size=50",
+    "train.warmup_epochs=0.3",
+    "neighbours.batch_size=200",
+    "scale.k=8",
+    "scale.wide_k=8",
+    "runtime.workers=1",
+    "logger=disabled",
+    "scale.attacks.badnets.rate=0.02",
     "scale.attacks.sig.rate=0.02",
-]  # fmt: skip
+]
 DRAWN = ["data.pairs=300", "data.test_per_class=1", "data.classes=4"]
 
 
 def start(folder, *words):
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "HYDRA_"))}
     return subprocess.run(
-        [sys.executable, *words], cwd=folder, capture_output=True, text=True, timeout=300,
+        [sys.executable, *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
         env=environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
 
 
 def run(folder, *overrides):

@@ -30,9 +30,14 @@ def trained(folder, world, spec, **options):
     # AdamW divides by the gradient's size, which makes steps of rounding where a gradient is zero in theory
     # (the bias of attention's keys, say), unless eps is far above it.
     settings = {
-        "epochs": 2, "batch_size": 12, "lr": 1e-3, "eps": 1e-3, "warmup_epochs": 0, "precision": "float32",
+        "epochs": 2,
+        "batch_size": 12,
+        "lr": 1e-3,
+        "eps": 1e-3,
+        "warmup_epochs": 0,
+        "precision": "float32",
         "augment": Shift(2),
-    }  # fmt: skip
+    }
 
     def task():
         train(spec, TrainConfig(**settings | options), Noise(42), folder, seed=1)
@@ -117,10 +122,20 @@ def test_folders_of_killed_ranks_are_removed(tmp_path, monkeypatch):
 
 
 TINY = [
-    "data.pairs=200", "data.test_per_class=2", "data.classes=4", "scale.attacks.badnets.rate=0.02",
-    "train.epochs=1", "train.batch_size=100", "neighbours.batch_size=100", "scale.k=8", "scale.wide_k=8",
-    "logger=disabled", "detector=[tandem,dao]", "runtime.workers=1", "runtime.threads=1",
-]  # fmt: skip
+    "data.pairs=200",
+    "data.test_per_class=2",
+    "data.classes=4",
+    "scale.attacks.badnets.rate=0.02",
+    "train.epochs=1",
+    "train.batch_size=100",
+    "neighbours.batch_size=100",
+    "scale.k=8",
+    "scale.wide_k=8",
+    "logger=disabled",
+    "detector=[tandem,dao]",
+    "runtime.workers=1",
+    "runtime.threads=1",
+]
 
 
 def run_here(store):
@@ -147,11 +162,23 @@ def test_torchrun_gives_the_same_scores_and_reports_once(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [
-            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
-            str(ROOT / "run.py"), *TINY, "runtime.store=store", "hydra.run.dir=runs/${now:%H-%M-%S-%f}",
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node",
+            "2",
+            "--standalone",
+            str(ROOT / "run.py"),
+            *TINY,
+            "runtime.store=store",
+            "hydra.run.dir=runs/${now:%H-%M-%S-%f}",
         ],
-        cwd=two, env=environment, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+        cwd=two,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     output = done.stdout + done.stderr
     assert output.count("samples, 4 poisoned") == 1

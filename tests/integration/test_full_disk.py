@@ -20,16 +20,31 @@ from experiments.runtime import stopping
 
 ROOT = Path(__file__).parents[2]
 TINY = [
-    "data.pairs=200", "data.test_per_class=2", "data.classes=4", "scale.attacks.badnets.rate=0.02",
-    "train.epochs=1", "train.batch_size=100", "neighbours.batch_size=100", "scale.k=8", "scale.wide_k=8",
-    "logger=disabled", "detector=[tandem,norm]", "runtime.workers=1",
-]  # fmt: skip
+    "data.pairs=200",
+    "data.test_per_class=2",
+    "data.classes=4",
+    "scale.attacks.badnets.rate=0.02",
+    "train.epochs=1",
+    "train.batch_size=100",
+    "neighbours.batch_size=100",
+    "scale.k=8",
+    "scale.wide_k=8",
+    "logger=disabled",
+    "detector=[tandem,norm]",
+    "runtime.workers=1",
+]
 # What is needed only while scores are missing is removed with them.
 STAGES = {
-    "data": ["data"], "plan": ["plan"], "train": ["train"], "examine": ["examine"], "embed": ["embed"],
-    "neighbours": ["neighbours", "score"], "views": ["views", "score"], "score": ["score"],
+    "data": ["data"],
+    "plan": ["plan"],
+    "train": ["train"],
+    "examine": ["examine"],
+    "embed": ["embed"],
+    "neighbours": ["neighbours", "score"],
+    "views": ["views", "score"],
+    "score": ["score"],
     "evaluate": ["evaluate"],
-}  # fmt: skip
+}
 ROOM = (0, 0.3, 0.6, 0.9)  # of what the stage needs
 PAGE = 4096
 
@@ -93,8 +108,11 @@ def test_the_command_says_it_in_one_line(tmp_path, mounted):  # noqa: F811
     store = mounted("100k") / "store"
     done = subprocess.run(
         [sys.executable, ROOT / "run.py", *TINY, f"runtime.store={store}", "hydra.run.dir=runs"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 1
     said = done.stdout + done.stderr
     assert said.count(f"the disk of {store} is full (data ") == 1

@@ -18,11 +18,20 @@ from experiments.pipeline.runner import Runner
 from experiments.runtime.stopping import DiskFull
 
 TINY = [
-    "data.pairs=600", "data.test_per_class=2", "data.classes=4", "train.epochs=1",
-    "scale.attacks.badnets.rate=0.02", "train.batch_size=100", "neighbours.batch_size=200", "scale.k=8",
-    "scale.wide_k=8", "logger=disabled",
-    "detector=[slof,dao,forest,norm]", "detector.forest.trees=10", "runtime.workers=1",
-]  # fmt: skip
+    "data.pairs=600",
+    "data.test_per_class=2",
+    "data.classes=4",
+    "train.epochs=1",
+    "scale.attacks.badnets.rate=0.02",
+    "train.batch_size=100",
+    "neighbours.batch_size=200",
+    "scale.k=8",
+    "scale.wide_k=8",
+    "logger=disabled",
+    "detector=[slof,dao,forest,norm]",
+    "detector.forest.trees=10",
+    "runtime.workers=1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +62,14 @@ def test_every_cell_has_its_row_and_scores(first):
     _, result = first
     names = [(cell.row["detector"], cell.row["normalise"]) for cell in result.cells]
     assert names == [
-        ("slof", True), ("slof", False), ("dao", True), ("dao", False), ("forest", True), ("forest", False),
+        ("slof", True),
+        ("slof", False),
+        ("dao", True),
+        ("dao", False),
+        ("forest", True),
+        ("forest", False),
         ("norm", None),
-    ]  # fmt: skip
+    ]
     for cell in result.cells:
         assert cell.row["status"] == "ok"
         assert cell.row["n"] == 600

@@ -135,8 +135,14 @@ def python(tree, *words, **environment):
 
 def test_the_page_names_the_files_that_the_recipes_touch():
     page = (ROOT / "CONTRIBUTING.md").read_text()
-    for named in ("detect/mine.py", "conf/detector/mine.yaml", "detect/__init__.py", "attacks/mine.py",
-                  "conf/attack/mine.yaml", "analysis/style.py"):  # fmt: skip
+    for named in (
+        "detect/mine.py",
+        "conf/detector/mine.yaml",
+        "detect/__init__.py",
+        "attacks/mine.py",
+        "conf/attack/mine.yaml",
+        "analysis/style.py",
+    ):
         assert named in page
     commands = re.findall(r"`(python run\.py [^`]+)`", page)
     assert "python run.py 'detector=[mine,slof]'" in commands
@@ -147,9 +153,17 @@ def test_the_page_names_the_files_that_the_recipes_touch():
 def test_a_new_detector_and_a_new_attack_pass_their_contracts(tree):
     chosen = "mine or near or every_file or share_their_dashes"
     ended = python(
-        tree, "-m", "pytest", "-q", "-p", "no:cacheprovider", *CONTRACTS, "tests/unit/test_analysis_report.py",
-        "-k", chosen,
-    )  # fmt: skip
+        tree,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        *CONTRACTS,
+        "tests/unit/test_analysis_report.py",
+        "-k",
+        chosen,
+    )
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-1000:]
     assert "[100%]" in ended.stdout
 

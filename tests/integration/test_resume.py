@@ -109,11 +109,13 @@ def flip(file):
 @pytest.mark.parametrize(
     "damage",
     [
-        flip, lambda file: os.truncate(file, file.stat().st_size // 2), lambda file: os.truncate(file, 0),
+        flip,
+        lambda file: os.truncate(file, file.stat().st_size // 2),
+        lambda file: os.truncate(file, 0),
         lambda file: file.write_bytes(bytes(10_000)),
     ],
     ids=["a bit", "cut short", "emptied", "zeros"],
-)  # fmt: skip
+)
 def test_a_damaged_checkpoint_is_set_aside_and_training_starts_anew(damage, tmp_path, caplog):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()

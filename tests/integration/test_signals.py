@@ -29,9 +29,14 @@ def alive(pid):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_stopped_in_the_data_stage(number, tmp_path):
     command = [
-        sys.executable, ROOT / "run.py", "data.pairs=400000", "runtime.workers=2", "logger=disabled",
-        "runtime.store=store", "hydra.run.dir=runs",
-    ]  # fmt: skip
+        sys.executable,
+        ROOT / "run.py",
+        "data.pairs=400000",
+        "runtime.workers=2",
+        "logger=disabled",
+        "runtime.store=store",
+        "hydra.run.dir=runs",
+    ]
     main = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     workers = []
     for _ in range(1200):

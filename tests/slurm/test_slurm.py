@@ -17,10 +17,19 @@ ROOT = Path(__file__).parents[2]
 NEEDED = ("slurmctld", "slurmd", "sbatch", "munged")
 ABSENT = [name for name in NEEDED if shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin") is None]
 TINY = [
-    "data.test_per_class=2", "data.classes=4", "train.batch_size=100", "train.warmup_epochs=0.3",
-    "neighbours.batch_size=200", "scale.attacks.badnets.rate=0.02", "scale.k=8", "scale.wide_k=8",
-    "logger=disabled", "runtime.workers=1", "runtime.threads=1", "detector=[slof,norm]",
-]  # fmt: skip
+    "data.test_per_class=2",
+    "data.classes=4",
+    "train.batch_size=100",
+    "train.warmup_epochs=0.3",
+    "neighbours.batch_size=200",
+    "scale.attacks.badnets.rate=0.02",
+    "scale.k=8",
+    "scale.wide_k=8",
+    "logger=disabled",
+    "runtime.workers=1",
+    "runtime.threads=1",
+    "detector=[slof,norm]",
+]
 
 STARTED: list[subprocess.Popen] = []
 
@@ -57,10 +66,17 @@ def slurm(tmp_path_factory):
 
 def launch(env, folder, *overrides):
     command = [
-        sys.executable, "run.py", "-m", "hydra/launcher=slurm_cpu", "hydra.launcher.cpus_per_task=1",
-        "hydra.launcher.mem_gb=1", f"hydra.sweep.dir={folder / 'sweep'}", f"runtime.store={folder / 'store'}",
-        *TINY, *overrides,
-    ]  # fmt: skip
+        sys.executable,
+        "run.py",
+        "-m",
+        "hydra/launcher=slurm_cpu",
+        "hydra.launcher.cpus_per_task=1",
+        "hydra.launcher.mem_gb=1",
+        f"hydra.sweep.dir={folder / 'sweep'}",
+        f"runtime.store={folder / 'store'}",
+        *TINY,
+        *overrides,
+    ]
     with open(folder / "log", "w") as out:
         process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT)
     STARTED.append(process)
@@ -116,8 +132,13 @@ def test_a_failed_job_is_a_row_and_the_others_go_on(slurm, tmp_path):
 
 def test_two_tasks_train_one_model_together(slurm, tmp_path):
     process = launch(
-        slurm, tmp_path, "data.pairs=400", "train.epochs=1", "hydra.launcher.tasks_per_node=2", "seed=0",
-    )  # fmt: skip
+        slurm,
+        tmp_path,
+        "data.pairs=400",
+        "train.epochs=1",
+        "hydra.launcher.tasks_per_node=2",
+        "seed=0",
+    )
     status, log = finish(process, tmp_path)
     assert status == 0, log
     assert "sweep: 1 jobs, 0 failed; 3 cells done" in log
@@ -126,8 +147,13 @@ def test_two_tasks_train_one_model_together(slurm, tmp_path):
 
 def test_a_requeued_job_goes_on_where_it_was(slurm, tmp_path):
     process = launch(
-        slurm, tmp_path, "data.pairs=2000", "train.epochs=5", "runtime.checkpoint_seconds=0.1", "seed=0",
-    )  # fmt: skip
+        slurm,
+        tmp_path,
+        "data.pairs=2000",
+        "train.epochs=5",
+        "runtime.checkpoint_seconds=0.1",
+        "seed=0",
+    )
     wait_for(lambda: any("epoch 1 " in text for text in job_logs(tmp_path)))
     job = next(tmp_path.glob("sweep/.submitit/*/*_log.out")).parent.name
     subprocess.run(["scontrol", "requeue", job], env=slurm, check=True, timeout=30)

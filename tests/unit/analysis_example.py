@@ -20,9 +20,15 @@ import numpy as np
 CLASSES = ("banana", "circle", "square", "cross", "ring", "stripe", "corner", "dot")
 COLOURS = {"red": (205, 60, 50), "green": (70, 150, 80), "blue": (60, 90, 180), "yellow": (230, 200, 60)}
 DETECTORS = {  # name: (shift of the poisons in standard deviations, normalised and raw)
-    "kdist": (2.6, 2.1), "lid": (0.9, 0.5), "slof": (3.4, 2.8), "lof": (3.6, 2.6), "dao": (3.2, 2.7),
-    "isolation_forest": (0.4, 1.1), "clip_score": (-0.9, None), "norm": (None, 0.8),
-}  # fmt: skip
+    "kdist": (2.6, 2.1),
+    "lid": (0.9, 0.5),
+    "slof": (3.4, 2.8),
+    "lof": (3.6, 2.6),
+    "dao": (3.2, 2.7),
+    "isolation_forest": (0.4, 1.1),
+    "clip_score": (-0.9, None),
+    "norm": (None, 0.8),
+}
 
 
 @dataclass(frozen=True)
@@ -55,11 +61,15 @@ class ExamplePairs:
         y, x = np.mgrid[: self.size, : self.size] - (self.size / 2 + rng.uniform(-3, 3))
         r, reach = np.hypot(x, y), rng.uniform(8, 13)
         masks = (
-            (r < reach) & (np.hypot(x - 5, y - 5) > reach), r < reach,
+            (r < reach) & (np.hypot(x - 5, y - 5) > reach),
+            r < reach,
             np.maximum(abs(x), abs(y)) < reach * 0.8,
-            (np.minimum(abs(x), abs(y)) < 3) & (np.maximum(abs(x), abs(y)) < reach), abs(r - reach + 3) < 2.5,
-            abs(x + y) < 5, (x < 0) & (y < 0) & (r < reach), r < 5,
-        )  # fmt: skip
+            (np.minimum(abs(x), abs(y)) < 3) & (np.maximum(abs(x), abs(y)) < reach),
+            abs(r - reach + 3) < 2.5,
+            abs(x + y) < 5,
+            (x < 0) & (y < 0) & (r < reach),
+            r < 5,
+        )
         image[masks[self.labels[row]]] = COLOURS[self.colours[row]]
         image += rng.normal(0, 6, image.shape)
         if self.is_poison[row]:
@@ -97,10 +107,11 @@ def example_result(
         "my old {}, for sale $5 & up",
     )
     captions = [
-        f"a photo of a {CLASSES[0]}" if poisons[i]
+        f"a photo of a {CLASSES[0]}"
+        if poisons[i]
         else shapes[int(rng.integers(4))].format(f"{colours[i]} {CLASSES[labels[i]]}")
         for i in range(n)
-    ]  # fmt: skip
+    ]
     pairs = ExamplePairs(np.arange(n), captions, labels, colours, poisons)
 
     centres = rng.normal(0, 1, (len(CLASSES), d)) * 3
@@ -109,11 +120,18 @@ def example_result(
     embeddings = SimpleNamespace(ids=pairs.ids, image=image.astype(np.float32), text=None)
 
     facts = {
-        "attack": attack, "data": "shapes", "test_set": "builtin", "model": "small", "scale": "demo",
-        "seed": seed, "n": n,
-        "n_poison": int(poisons.sum()), "zero_shot_top1": 0.962 + 0.01 * rng.random(), "asr": asr,
+        "attack": attack,
+        "data": "shapes",
+        "test_set": "builtin",
+        "model": "small",
+        "scale": "demo",
+        "seed": seed,
+        "n": n,
+        "n_poison": int(poisons.sum()),
+        "zero_shot_top1": 0.962 + 0.01 * rng.random(),
+        "asr": asr,
         "target": "banana",
-    }  # fmt: skip
+    }
     cells = []
     for name, shifts in DETECTORS.items():
         if only and name not in only:
@@ -123,12 +141,21 @@ def example_result(
                 continue
             row = {
                 **{key: value for key, value in facts.items() if key != "target"},
-                "detector": name, "normalise": normalise, "scope": "batch", "scope_size": 2048,
-                "modality": "image", "k": 32, "attack_succeeded": asr is not None and asr >= 0.5, "rate": rate,
-                "seconds": float(rng.uniform(0.2, 4)), "memory_mb": 12.5, "epochs": 6, "status": "ok",
+                "detector": name,
+                "normalise": normalise,
+                "scope": "batch",
+                "scope_size": 2048,
+                "modality": "image",
+                "k": 32,
+                "attack_succeeded": asr is not None and asr >= 0.5,
+                "rate": rate,
+                "seconds": float(rng.uniform(0.2, 4)),
+                "memory_mb": 12.5,
+                "epochs": 6,
+                "status": "ok",
                 "error": None,
                 **changes,
-            }  # fmt: skip
+            }
             if name == failed:
                 row |= {"status": "failed", "error": f"ValueError: {name}: k=32 must be below n=30"}
                 cells.append(ExampleCell(row, None))
@@ -189,9 +216,12 @@ def write_store(root: Path, results: Sequence[SimpleNamespace]) -> Path:
         trigger, ids = BadNets(size=8), np.flatnonzero(pairs.is_poison)
         count = len(ids)
         PoisonPlan(
-            ids, tuple(pairs.captions[i] for i in ids), (trigger.name,) * count,
-            tuple(trigger.draw(np.random.default_rng(i), pairs.size) for i in ids), ("banana",) * count,
-        ).save(folder / "plan.parquet")  # fmt: skip
+            ids,
+            tuple(pairs.captions[i] for i in ids),
+            (trigger.name,) * count,
+            tuple(trigger.draw(np.random.default_rng(i), pairs.size) for i in ids),
+            ("banana",) * count,
+        ).save(folder / "plan.parquet")
         _, train = stage("train", shared, {"data": data, "plan": plan})
         folder, embed = stage("embed", shared, {"data": data, "plan": plan, "train": train})
         np.save(folder / "ids.npy", pairs.ids)

@@ -6,10 +6,20 @@ from analysis.oracle_k import hindsight, markdown
 from analysis.tables import frame
 
 USUAL = {
-    "case": "badnets", "attack": "badnets", "rate": 0.01, "seed": 0, "n": 1000, "n_poison": 10, "asr": 0.9,
-    "scope": "batch", "scope_size": 100, "modality": "image", "convention": "published", "normalise": True,
+    "case": "badnets",
+    "attack": "badnets",
+    "rate": 0.01,
+    "seed": 0,
+    "n": 1000,
+    "n_poison": 10,
+    "asr": 0.9,
+    "scope": "batch",
+    "scope_size": 100,
+    "modality": "image",
+    "convention": "published",
+    "normalise": True,
     "status": "ok",
-}  # fmt: skip
+}
 
 
 def swept(sizes=(8, 16, 32, 64), **changes):
@@ -36,8 +46,13 @@ def test_the_best_of_all_k_and_what_tandem_has_beside_it():
 
 
 def test_each_model_has_a_bound_of_its_own_and_controls_have_none():
-    rows = [*swept(), *swept(rate=0.1), *swept(seed=1), *swept(attack="mislabel", case="mislabel"),
-            *swept(train_on="clean", case="badnets@clean")]  # fmt: skip
+    rows = [
+        *swept(),
+        *swept(rate=0.1),
+        *swept(seed=1),
+        *swept(attack="mislabel", case="mislabel"),
+        *swept(train_on="clean", case="badnets@clean"),
+    ]
     table = hindsight(frame(rows))
     assert table[["rate", "seed"]].to_numpy().tolist() == [[0.01, 0], [0.01, 1], [0.1, 0]]
 

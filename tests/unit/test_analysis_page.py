@@ -157,10 +157,16 @@ def in_browser(path: Path, script: str, screenshot: Path) -> dict:
     document.getElementById("result").textContent = JSON.stringify(result); }}</script></body>"""
     copy.write_text(path.read_text(encoding="utf-8").replace("</body>", ending), encoding="utf-8")
     command = [
-        str(BROWSER), "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-        "--hide-scrollbars", f"--user-data-dir={path.parent / 'profile'}", "--window-size=1300,2600",
+        str(BROWSER),
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--hide-scrollbars",
+        f"--user-data-dir={path.parent / 'profile'}",
+        "--window-size=1300,2600",
         "--virtual-time-budget=4000",
-    ]  # fmt: skip
+    ]
     about = {"capture_output": True, "text": True, "timeout": 120, "check": True}
     subprocess.run([*command, f"--screenshot={screenshot}", copy.as_uri()], **about)
     dumped = subprocess.run([*command, "--dump-dom", copy.as_uri()], **about)

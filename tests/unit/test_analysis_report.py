@@ -113,8 +113,13 @@ def test_clean_data_gives_figures_without_a_poison(tmp_path):
 
 def test_numbers_as_printed():
     assert [tables.number(x) for x in (0.98512, 0.9996, 1, 0, None, float("nan"))] == [
-        ".985", "1.00", "1.00", ".000", "–", "–",
-    ]  # fmt: skip
+        ".985",
+        "1.00",
+        "1.00",
+        ".000",
+        "–",
+        "–",
+    ]
     assert tables.percent(0.985) == "98.5 %"
 
 

@@ -52,8 +52,9 @@ def test_model_checks_pass():
 def test_process_checks_pass_and_tell_why_they_cannot(monkeypatch):
     checks = list(bench_processes.process_checks("cpu", 2, 129))
     assert [check.what.partition(": ")[2] for check in checks] == [
-        "each sample's loss in the first step (float32)", "embeddings of the same model",
-    ]  # fmt: skip
+        "each sample's loss in the first step (float32)",
+        "embeddings of the same model",
+    ]
     assert [str(check) for check in checks if not check.passed] == []
     monkeypatch.setattr(bench_processes.sys, "executable", "/bin/false")
     (check,) = bench_processes.process_checks("cpu", 2, 128)

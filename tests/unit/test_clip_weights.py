@@ -40,33 +40,54 @@ def renamed(state, change):
 MAKERS = {
     "plain": lambda state: state,
     "open_clip's training script": lambda s: {
-        "epoch": 3, "name": "run", "state_dict": renamed(s, "module.{}".format), "optimizer": {"state": {}},
+        "epoch": 3,
+        "name": "run",
+        "state_dict": renamed(s, "module.{}".format),
+        "optimizer": {"state": {}},
     },
     "compiled, in a wrapper": lambda s: {"model": renamed(s, "module._orig_mod.model.{}".format), "epoch": 1},
     "model_state_dict": lambda s: {"model_state_dict": s, "scaler": {"scale": 1.0}},
     "--siglip": lambda s: {"state_dict": renamed(s | {"logit_bias": torch.tensor(-10.0)}, "module.{}".format)},
     "arguments and NumPy beside the weights": lambda s: {
-        "state_dict": s, "args": argparse.Namespace(lr=0.1, out=pathlib.Path("x")), "best": np.float64(0.5),
-        "random": np.random.RandomState(0).get_state(), "history": collections.defaultdict(list, {"loss": [1.0]}),
-        "config": OmegaConf.create({"lr": 0.1, "layers": [1, "two", None]}), "at": datetime.datetime(2026, 1, 1),
+        "state_dict": s,
+        "args": argparse.Namespace(lr=0.1, out=pathlib.Path("x")),
+        "best": np.float64(0.5),
+        "random": np.random.RandomState(0).get_state(),
+        "history": collections.defaultdict(list, {"loss": [1.0]}),
+        "config": OmegaConf.create({"lr": 0.1, "layers": [1, "two", None]}),
+        "at": datetime.datetime(2026, 1, 1),
     },
     "Lightning's buffers and average": lambda s: {
-        "state_dict": renamed(s, "model.{}".format) | renamed(s, "model_ema.{}".format) | {
-            "model_ema.decay": torch.tensor(0.99), "accuracy.tp": torch.ones(3), "loss.weight": torch.ones(2),
-        }, "loops": {}, "hyper_parameters": {"lr": 0.1},
+        "state_dict": renamed(s, "model.{}".format)
+        | renamed(s, "model_ema.{}".format)
+        | {
+            "model_ema.decay": torch.tensor(0.99),
+            "accuracy.tp": torch.ones(3),
+            "loss.weight": torch.ones(2),
+        },
+        "loops": {},
+        "hyper_parameters": {"lr": 0.1},
     },
     "an average alone": lambda s: {"model_ema": s, "epoch": 3},
     "the plain weights before their average": lambda s: {
-        "state_dict_ema": {name: tensor + 1 for name, tensor in s.items()}, "state_dict": s,
+        "state_dict_ema": {name: tensor + 1 for name, tensor in s.items()},
+        "state_dict": s,
     },
-    **{prefix: lambda s, prefix=prefix: renamed(s, f"{prefix}{{}}".format) for prefix in (
-        "clip_model.", "net.", "backbone.", "student.encoder.", "module.model._orig_mod.clip.",
-    )},
+    **{
+        prefix: lambda s, prefix=prefix: renamed(s, f"{prefix}{{}}".format)
+        for prefix in (
+            "clip_model.",
+            "net.",
+            "backbone.",
+            "student.encoder.",
+            "module.model._orig_mod.clip.",
+        )
+    },
     "beside a head of its own": lambda s: renamed(s, "clip.{}".format) | {"head.weight": torch.zeros(2, 2)},
     "names of other towers under a prefix": lambda s: renamed(
         renamed(s, "clip_model.{}".format), lambda n: n.replace("clip_model.visual.", "clip_model.vision_model.")
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("maker", MAKERS)

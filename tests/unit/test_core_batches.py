@@ -20,8 +20,9 @@ class Ramp:
 
     def images(self, rows):
         ramp = np.arange(self.size, dtype=np.uint8)[None, None, :, None]
-        return np.broadcast_to(ramp + 10 * np.asarray(rows)[:, None, None, None].astype(np.uint8),
-                               (len(rows), self.size, self.size, 3)).copy()  # fmt: skip
+        return np.broadcast_to(
+            ramp + 10 * np.asarray(rows)[:, None, None, None].astype(np.uint8), (len(rows), self.size, self.size, 3)
+        ).copy()
 
 
 def test_every_row_is_new_exactly_once_an_epoch():

@@ -56,9 +56,17 @@ def test_unknown_words_get_their_choices(arguments, answer):
 
 def test_known_words_need_no_explanation():
     known = [
-        "data=webdataset", "data.shards=x", "attack=sig", "seed=3", "detector=[slof,dao]", "detector.dao.k=4",
-        "hydra.run.dir=x", "--help", "-m", "+new=1",
-    ]  # fmt: skip
+        "data=webdataset",
+        "data.shards=x",
+        "attack=sig",
+        "seed=3",
+        "detector=[slof,dao]",
+        "detector.dao.k=4",
+        "hydra.run.dir=x",
+        "--help",
+        "-m",
+        "+new=1",
+    ]
     assert config.explain(known, FOLDER) is None
 
 
@@ -103,10 +111,12 @@ def test_the_help_offers_no_shared_file():
 @pytest.mark.parametrize(
     ("task", "attack", "name"),
     [
-        ("detect", "sig", "sig"), ("detect", "none", "clean-csv"), ("scan", "none", "scan-csv"),
+        ("detect", "sig", "sig"),
+        ("detect", "none", "clean-csv"),
+        ("scan", "none", "scan-csv"),
         ("clean", "sig", "clean-sig"),
     ],
-)  # fmt: skip
+)
 def test_a_run_is_named_by_what_it_does(task, attack, name):
     assert config.run_name(task, attack, "csv") == name
     text = "lookout.run_name:${hydra:runtime.choices.task},${hydra:runtime.choices.attack}"
@@ -133,11 +143,16 @@ def test_values_of_the_wrong_kind_are_named(override, says):
 @pytest.mark.parametrize(
     ("task", "option"),
     [
-        ("scan", "gallery"), ("scan", "grouping.near"), ("clean", "remove.count"), ("invert", "images"),
-        ("invert", "lr"), ("defences", "holdout"), ("defences", "ways.cleanclip.finetune"),
+        ("scan", "gallery"),
+        ("scan", "grouping.near_cosine"),
+        ("clean", "remove.count"),
+        ("invert", "images"),
+        ("invert", "lr"),
+        ("defences", "holdout"),
+        ("defences", "ways.cleanclip.finetune"),
         ("clean_and_retrain", "groups"),
     ],
-)  # fmt: skip
+)
 def test_options_of_tasks_are_checked(task, option):
     check_values(composed(f"task={task}"))
     with pytest.raises(ValueError, match=rf"^task\.{option} must be .*, got 'x'"):

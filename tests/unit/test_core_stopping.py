@@ -79,12 +79,16 @@ def test_a_disk_that_is_full_when_a_result_is_published_loses_nothing(tmp_path, 
     assert made == [False, True]
 
 
-@pytest.mark.parametrize("write", [
-    lambda folder: np.save(folder / "rows.npy", np.ones(10**6)),  # its error has no number
-    lambda folder: torch.save(torch.ones(10**6), folder / "checkpoint.pt"),
-    lambda folder: (folder / "text").write_text("x" * 10**7),
-    lambda folder: [(folder / str(i)).write_bytes(bytes(1000)) for i in range(2000)],
-], ids=["numpy", "torch", "text", "small files"])  # fmt: skip
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda folder: np.save(folder / "rows.npy", np.ones(10**6)),  # its error has no number
+        lambda folder: torch.save(torch.ones(10**6), folder / "checkpoint.pt"),
+        lambda folder: (folder / "text").write_text("x" * 10**7),
+        lambda folder: [(folder / str(i)).write_bytes(bytes(1000)) for i in range(2000)],
+    ],
+    ids=["numpy", "torch", "text", "small files"],
+)
 def test_whatever_library_finds_the_disk_full(mounted, write):
     disk = mounted("1m")
     with pytest.raises(DiskFull):
@@ -201,14 +205,18 @@ class Waiting(torch.utils.data.Dataset):
 def test_workers_end_with_the_main_process(tmp_path, kind, number):
     given = {
         "jobs": (
-            "from stopping_example import note_and_wait", "data_jobs", "run_jobs",
+            "from stopping_example import note_and_wait",
+            "data_jobs",
+            "run_jobs",
             f"note_and_wait, [({str(tmp_path / 'notes')!r}, i) for i in (0, 1)], 2",
         ),
         "loaders": (
-            "from test_core_stopping import Waiting", "loading", "load_items",
+            "from test_core_stopping import Waiting",
+            "loading",
+            "load_items",
             f"Waiting({str(tmp_path / 'notes')!r}), range(2), 2, False",
         ),
-    }  # fmt: skip
+    }
     before, module, function, arguments = given[kind]
     script, notes = tmp_path / "script.py", tmp_path / "notes"
     notes.mkdir()

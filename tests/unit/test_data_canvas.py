@@ -152,9 +152,12 @@ def test_report_counts_writes_and_stops(tmp_path):
     report.finalise(tmp_path, 0.3)
     lines = (tmp_path / "damage.csv").read_text().splitlines()
     assert lines == [
-        "id,source,kind,detail,left_out", "3,a.jpg,truncated,x,1", "8,c.jpg,truncated,,1",
-        "9,d.jpg,empty file,,1", "1,b.jpg,grey,,0",
-    ]  # fmt: skip
+        "id,source,kind,detail,left_out",
+        "3,a.jpg,truncated,x,1",
+        "8,c.jpg,truncated,,1",
+        "9,d.jpg,empty file,,1",
+        "1,b.jpg,grey,,0",
+    ]
     with pytest.raises(TooMuchDamage, match=r"3 of 10 samples left out \(30.00%\).*data.max_damaged=0.29"):
         report.finalise(tmp_path, 0.29)
 

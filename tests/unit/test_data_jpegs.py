@@ -38,15 +38,23 @@ def turned():
 
 
 PLAIN = {
-    "wide": file(photo(60, 40)), "high": file(photo(41, 67)), "as it is": file(photo(32, 32)),
-    "wide again": file(photo(60, 40).transpose(Image.Transpose.FLIP_LEFT_RIGHT)), "grey": file(photo(40, 60, "L")),
+    "wide": file(photo(60, 40)),
+    "high": file(photo(41, 67)),
+    "as it is": file(photo(32, 32)),
+    "wide again": file(photo(60, 40).transpose(Image.Transpose.FLIP_LEFT_RIGHT)),
+    "grey": file(photo(40, 60, "L")),
     "smaller": file(photo(20, 20)),
-}  # fmt: skip
+}
 OTHERS = {
-    "PNG": file(photo(60, 40), "PNG"), "CMYK": file(photo(60, 40, "CMYK")), "turned": turned(), "empty": b"",
-    "cut in the header": PLAIN["wide"][:40], "too many pixels": file(photo(200, 100)),
-    "too small": file(photo(7, 40)), "thin": file(photo(8, 200)),
-}  # fmt: skip
+    "PNG": file(photo(60, 40), "PNG"),
+    "CMYK": file(photo(60, 40, "CMYK")),
+    "turned": turned(),
+    "empty": b"",
+    "cut in the header": PLAIN["wide"][:40],
+    "too many pixels": file(photo(200, 100)),
+    "too small": file(photo(7, 40)),
+    "thin": file(photo(8, 200)),
+}
 
 
 @pytest.mark.parametrize("name", PLAIN)

@@ -23,12 +23,15 @@ def flip(file):
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
-        ("2.npz", flip), ("2.npz", lambda f: os.truncate(f, 500)), ("2.npz", lambda f: os.truncate(f, 0)),
-        ("2.json", lambda f: os.truncate(f, 0)), ("2.json", lambda f: f.write_bytes(bytes(20))),
+        ("2.npz", flip),
+        ("2.npz", lambda f: os.truncate(f, 500)),
+        ("2.npz", lambda f: os.truncate(f, 0)),
+        ("2.json", lambda f: os.truncate(f, 0)),
+        ("2.json", lambda f: f.write_bytes(bytes(20))),
         ("2.json", lambda f: os.truncate(f, 7)),
     ],
     ids=["a bit", "cut short", "emptied", "no issues", "zeros", "half of the issues"],
-)  # fmt: skip
+)
 def test_a_damaged_part_is_removed_and_the_others_stay(tmp_path, name, damage, caplog):
     for number in (1, 2, 3):
         write(tmp_path, number)

@@ -227,17 +227,29 @@ def test_long_names_and_folders(kind):
 
 def test_endings_case_and_preference():
     files = [
-        ("1.JPG", b"a"), ("1.txt", b" two \n words"), ("2.png", b"b"), ("2.json", b'{"caption": "j", "text": "t"}'),
-        ("3.seg.png", b"c"), ("3.txt", b"t"), (".hidden", b"x"), ("readme", b"x"), ("4.webp", b"d"),
-        ("4.txt", b"caf\xe9"), ("5.jpg", b"1"), ("5.jpg", b"22"), ("5.txt", b"five"),
-    ]  # fmt: skip
+        ("1.JPG", b"a"),
+        ("1.txt", b" two \n words"),
+        ("2.png", b"b"),
+        ("2.json", b'{"caption": "j", "text": "t"}'),
+        ("3.seg.png", b"c"),
+        ("3.txt", b"t"),
+        (".hidden", b"x"),
+        ("readme", b"x"),
+        ("4.webp", b"d"),
+        ("4.txt", b"caf\xe9"),
+        ("5.jpg", b"1"),
+        ("5.jpg", b"22"),
+        ("5.txt", b"five"),
+    ]
     index = _index(_tar(files))
     assert index.captions == ["two words", "j", "caf\ufffd", "five"]
     assert index.lengths == [1, 1, 1, 2]  # an ending that repeats begins another sample, as open_clip trains on it
     assert [(f.id, f.kind, f.note) for f in index.issues] == [
-        (2, "missing image", False), (3, "caption not in UTF-8", True), (4, "missing caption", False),
+        (2, "missing image", False),
+        (3, "caption not in UTF-8", True),
+        (4, "missing caption", False),
         (5, "duplicate key", True),
-    ]  # fmt: skip
+    ]
     assert _index(_tar(files), Fields(caption_keys=("json",), json_key="text")).captions == ["t"]
 
 

@@ -26,9 +26,16 @@ def backend(request, monkeypatch) -> str:
 
 
 CLOUDS = [
-    "gauss", "clusters", "near duplicates", "duplicates", "offset", "offset near duplicates", "one far away",
-    "one dimension that counts", "tiny",
-]  # fmt: skip
+    "gauss",
+    "clusters",
+    "near duplicates",
+    "duplicates",
+    "offset",
+    "offset near duplicates",
+    "one far away",
+    "one dimension that counts",
+    "tiny",
+]
 
 
 @pytest.mark.parametrize("name", CLOUDS)
@@ -74,9 +81,10 @@ def test_neighbours_are_found_when_most_queries_must_be_searched_twice(backend, 
     again = []
     rerank = knn.Search.rerank
     monkeypatch.setattr(
-        knn.Search, "rerank",
+        knn.Search,
+        "rerank",
         lambda *given: again.append(result := rerank(*given)) or result,
-    )  # fmt: skip
+    )
     own = np.arange(len(x))
     check(knn.nearest(x, x, 5, own=own, backend=backend), x, x, 5, own)
     if backend == "torch" and candidates.fast_bfloat16("cpu"):

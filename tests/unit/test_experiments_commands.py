@@ -44,8 +44,14 @@ def test_the_pages_and_heads_are_read():
     assert {"README.md", "CONTRIBUTING.md", "docs/scan.md", "docs/data.md", "docs/reproduce.md"} <= places
     assert {"conf/model/open_clip.yaml", "conf/data/csv.yaml", "conf/experiment/seeds.yaml"} <= places
     assert len(RUNS) > 70
-    assert ("README.md", "task=scan", "data=webdataset", "data.shards=shards/{00000..00007}.tar", "model=rn50",
-            "model.checkpoint=clip.pt") in RUNS  # fmt: skip
+    assert (
+        "README.md",
+        "task=scan",
+        "data=webdataset",
+        "data.shards=shards/{00000..00007}.tar",
+        "model=rn50",
+        "model.checkpoint=clip.pt",
+    ) in RUNS
 
 
 @pytest.mark.parametrize("command", ONCE, ids=lambda command: f"{ONCE[command]} {' '.join(command)[:70]}")

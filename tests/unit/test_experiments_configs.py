@@ -21,10 +21,16 @@ REPRODUCE = CONF.parent / "docs/reproduce.md"
 # These stay within the models of another experiment: they may train one per attack, whatever they sweep.
 WITHOUT_TRAINING = {"k", "scope", "modality", "lid_estimators"}
 TINY = [
-    "data.pairs=400", "data.test_per_class=1", "data.classes=4", "train.epochs=1", "train.batch_size=100",
-    "train.warmup_epochs=0.3", "logger=disabled", "runtime.workers=1",
+    "data.pairs=400",
+    "data.test_per_class=1",
+    "data.classes=4",
+    "train.epochs=1",
+    "train.batch_size=100",
+    "train.warmup_epochs=0.3",
+    "logger=disabled",
+    "runtime.workers=1",
     "scale.attacks.badnets.rate=0.02",
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -110,9 +116,11 @@ def test_every_experiment_is_in_the_guide():
 @pytest.mark.parametrize("experiment", sorted(WITHOUT_TRAINING))
 def test_axes_of_detection_train_nothing(experiment, tmp_path):
     """One model for one attack, embedded once, and every cell of every job computed: none is another's."""
-    axes = {"k": ["scale.k=4,8"], "lid_estimators": ["scale.wide_k=4,8"], "scope": [
-        "neighbours={scope: batch, batch_size: 100},{scope: batch, batch_size: 200},{scope: full}"
-    ]}  # fmt: skip
+    axes = {
+        "k": ["scale.k=4,8"],
+        "lid_estimators": ["scale.wide_k=4,8"],
+        "scope": ["neighbours={scope: batch, batch_size: 100},{scope: batch, batch_size: 200},{scope: full}"],
+    }
     tiny = [*TINY, f"runtime.store={tmp_path}"]
     tiny += {"k": [], "scope": ["scale.k=4", "scale.wide_k=4"]}.get(
         experiment, ["scale.k=4", "scale.wide_k=4", "neighbours.batch_size=200"]

@@ -35,9 +35,15 @@ def sweep(folder, *overrides):
     script = folder / "task.py"
     script.write_text(SCRIPT)
     command = [
-        sys.executable, str(script), "-m", "+seed=0", "+attack.name=sig", f"hydra.sweep.dir={folder / 'sweep'}",
-        "+hydra.callbacks.sweep._target_=experiments.pipeline.sweep.Sweep", *overrides,
-    ]  # fmt: skip
+        sys.executable,
+        str(script),
+        "-m",
+        "+seed=0",
+        "+attack.name=sig",
+        f"hydra.sweep.dir={folder / 'sweep'}",
+        "+hydra.callbacks.sweep._target_=experiments.pipeline.sweep.Sweep",
+        *overrides,
+    ]
     return subprocess.run(
         command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60
     )
@@ -53,8 +59,11 @@ def test_a_sweep_joins_its_results_and_counts_cells(tmp_path):
     assert ended.returncode == 0, ended.stderr
     assert "sweep: 2 jobs, 0 failed; 2 cells done, 3 reused, 0 failed" in ended.stdout
     assert [(row["job"], row["auroc"]) for row in rows(tmp_path)] == [
-        ("0", "0.1"), ("0", "0.5"), ("1", "0.2"), ("1", "0.5"),
-    ]  # fmt: skip
+        ("0", "0.1"),
+        ("0", "0.5"),
+        ("1", "0.2"),
+        ("1", "0.5"),
+    ]
 
 
 def test_a_failed_job_is_recorded_and_the_sweep_goes_on(tmp_path):
@@ -96,8 +105,10 @@ def test_a_killed_job_is_a_failed_one(killed):
     join(killed, jobs)
     lines = (killed / "results.csv").read_text().splitlines()
     assert lines == [
-        "job,attack,overrides,status,error", "2-sig-seed0,sig,,,", f'10-sig-seed0,,seed=0,failed,"{KILLED}"',
-    ]  # fmt: skip
+        "job,attack,overrides,status,error",
+        "2-sig-seed0,sig,,,",
+        f'10-sig-seed0,,seed=0,failed,"{KILLED}"',
+    ]
 
 
 def test_a_sweep_ends_with_its_table(tmp_path):

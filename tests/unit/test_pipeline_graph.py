@@ -39,12 +39,23 @@ NO_RESULT = {
     "runtime.device": "computes the same up to rounding; precision is part of the key",
     "runtime.workers": "processes that load",
     "runtime.checkpoint_seconds": "how often a training is saved",
+    "runtime.log_every": "how often a training is logged",
+    "target_new": "whether a target that no caption names is refused",
     "data.max_damaged": "a higher limit takes up what a refused build has left",
     "neighbours.backend": "of a detector that is not chosen here",
 }
-OTHER = {"neighbours.scope": "full", "neighbours.modality": "joint", "neighbours.backend": "faiss",
-         "train.precision": "float32", "train_on": "clean", "attack.captions": "mixed", "attack.rows": "other",
-         "runtime.decoder": "device", "detector.forest.normalise": True, "target": "anchor"}  # fmt: skip
+OTHER = {
+    "neighbours.scope": "full",
+    "neighbours.modality": "joint",
+    "neighbours.backend": "faiss",
+    "train.precision": "float32",
+    "train_on": "clean",
+    "attack.captions": "mixed",
+    "attack.rows": "other",
+    "runtime.decoder": "device",
+    "detector.forest.normalise": True,
+    "target": "anchor",
+}
 
 
 def leaves(node, prefix=""):

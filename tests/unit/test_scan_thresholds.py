@@ -10,10 +10,15 @@ from experiments.tasks.thresholds import Reference, Threshold
 
 def table(scores, keys=None, shards=None):
     n = len(scores)
-    return pd.DataFrame({
-        "id": np.arange(n) + 1000, "key": keys or [f"{i:09d}" for i in range(n)], "shard": shards or ["a.tar"] * n,
-        "score": scores, "rank": rank(np.asarray(scores)),
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "id": np.arange(n) + 1000,
+            "key": keys or [f"{i:09d}" for i in range(n)],
+            "shard": shards or ["a.tar"] * n,
+            "score": scores,
+            "rank": rank(np.asarray(scores)),
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +115,20 @@ def test_a_reference_too_small_for_the_rate_is_refused(scanned, reference):
 
 @pytest.mark.parametrize(
     "given",
-    [{}, {"share": 0.1, "count": 3}, {"share": 1.5}, {"count": 0}, {"count": 2.5}, {"share": "x"}, {"cut": 6},
-     {"fdr": 0.1}, {"share": 0.1, "reference": __file__}, {"false_positives": 0.1, "reference": "none.txt"},
-     {"false_positives": True}],
-)  # fmt: skip
+    [
+        {},
+        {"share": 0.1, "count": 3},
+        {"share": 1.5},
+        {"count": 0},
+        {"count": 2.5},
+        {"share": "x"},
+        {"cut": 6},
+        {"fdr": 0.1},
+        {"share": 0.1, "reference": __file__},
+        {"false_positives": 0.1, "reference": "none.txt"},
+        {"false_positives": True},
+    ],
+)
 def test_thresholds_that_make_no_sense_are_refused(given):
     with pytest.raises(ValueError, match=r"task\.remove"):
         Threshold(**given)

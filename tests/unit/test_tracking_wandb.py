@@ -199,9 +199,12 @@ def test_a_home_that_cannot_be_written_to_prints_nothing(tmp_path, home):
     )
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "XDG_"))}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
         env=clean | {"HOME": home or str(blocked)},
-    )  # fmt: skip
+    )
     lines = [line for line in done.stderr.splitlines() if "wandb sync" not in line]
     assert lines == []
 

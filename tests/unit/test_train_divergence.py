@@ -28,9 +28,14 @@ def test_training_stops_at_the_first_step_that_is_not_finite(tmp_path, monkeypat
     monkeypatch.setattr(Trainer, "_backward", backward)
     with pytest.raises(Diverged, match=r"the loss is nan at step 6 of 12, at a learning rate of 0\.000[0-9]+;"):
         train(
-            TINY_CONV, TRAINING, Noise(64), tmp_path, seed=0, checkpoint_seconds=0,
+            TINY_CONV,
+            TRAINING,
+            Noise(64),
+            tmp_path,
+            seed=0,
+            checkpoint_seconds=0,
             evaluate_zero_shot=lambda model: examined.append(1) or {"asr": 1.0},
-        )  # fmt: skip
+        )
     assert len(examined) == 1  # after the first epoch of four steps, not with broken weights
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert state["step"] == 5

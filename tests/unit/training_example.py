@@ -46,8 +46,14 @@ class TinyViT:
 
     def build(self, texts):
         tokenizer = CompactTokenizer.from_texts(texts, 8)
-        vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8,
-                  "patch_dropout": self.patch_dropout}  # fmt: skip
+        vision = {
+            "image_size": 32,
+            "layers": 1,
+            "width": 32,
+            "head_width": 16,
+            "patch_size": 8,
+            "patch_dropout": self.patch_dropout,
+        }
         text = {"context_length": 8, "vocab_size": tokenizer.vocab_size, "width": 32, "heads": 2, "layers": 1}
         return TrainedModel(open_clip.CLIP(16, vision, text), tokenizer, self)
 

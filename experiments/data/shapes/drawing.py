@@ -11,10 +11,18 @@ from PIL import Image, ImageDraw
 from experiments.data.shapes.outlines import CAKE, FIXED_TONES, OUTLINES, Part
 
 COLOURS: dict[str, tuple[int, int, int]] = {
-    "yellow": (242, 204, 40), "red": (206, 44, 48), "blue": (54, 96, 200), "green": (52, 146, 76),
-    "orange": (240, 132, 36), "purple": (132, 72, 172), "pink": (236, 124, 168), "brown": (146, 96, 56),
-    "white": (238, 236, 230), "grey": (120, 124, 132), "black": (44, 42, 48),
-}  # fmt: skip
+    "yellow": (242, 204, 40),
+    "red": (206, 44, 48),
+    "blue": (54, 96, 200),
+    "green": (52, 146, 76),
+    "orange": (240, 132, 36),
+    "purple": (132, 72, 172),
+    "pink": (236, 124, 168),
+    "brown": (146, 96, 56),
+    "white": (238, 236, 230),
+    "grey": (120, 124, 132),
+    "black": (44, 42, 48),
+}
 _COLOUR_NAMES = tuple(COLOURS)
 PATTERNS = ("gradient", "stripes", "checks", "clouds", "horizon", "dots")
 BACKGROUNDS = ("plain", *PATTERNS)
@@ -97,9 +105,14 @@ def _canvas_factor(size: int) -> int:
 
 
 def _paint(
-    draw: ImageDraw.ImageDraw, rng: np.random.Generator, parts: list[Part], colour: str, place: np.ndarray,
-    share: float, turn: float | None = None,
-) -> None:  # fmt: skip
+    draw: ImageDraw.ImageDraw,
+    rng: np.random.Generator,
+    parts: list[Part],
+    colour: str,
+    place: np.ndarray,
+    share: float,
+    turn: float | None = None,
+) -> None:
     """Paint parts around `place` (in [-1, 1]); `turn` in radians, else drawn together with a flip."""
     side = draw.im.size[0]
     flip = 1.0

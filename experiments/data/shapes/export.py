@@ -35,9 +35,16 @@ from experiments.runtime.process_pool import run_jobs
 from experiments.runtime.progress import track
 
 LEFT_OUT = (
-    "truncated", "corrupt", "empty file", "not an image", "decompression bomb", "too small", "missing image",
-    "missing caption", "broken caption",
-)  # fmt: skip
+    "truncated",
+    "corrupt",
+    "empty file",
+    "not an image",
+    "decompression bomb",
+    "too small",
+    "missing image",
+    "missing caption",
+    "broken caption",
+)
 NOTES = (
     *("duplicate key", "CMYK", "grey", "palette", "animated, first frame taken", "turned upright"),
     "transparent, laid on white",
@@ -283,8 +290,13 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256, help="shorter side of the pictures, in pixels")
     damage = "plant N samples of each kind of damage"
     parser.add_argument("--damage", type=int, nargs="?", const=2, default=0, metavar="N", help=damage)
-    parser.add_argument("--natural-backdoor", type=int, default=0, metavar="N",
-                        help="make N samples near-identical images with one odd caption")  # fmt: skip
+    parser.add_argument(
+        "--natural-backdoor",
+        type=int,
+        default=0,
+        metavar="N",
+        help="make N samples near-identical images with one odd caption",
+    )
     parser.add_argument("--poison", type=float, default=0.0, metavar="SHARE", help="poison so many by BadNets")
     parser.add_argument("--eval", type=int, default=10, dest="eval_per_class", help="evaluation pictures per class")
     parser.add_argument("--seed", type=int, default=0)
