@@ -226,7 +226,7 @@ def model(run: Run, trained: Trained) -> TrainedModel:
     load=lambda entry: json.loads((entry.path / "measures.json").read_text()),
 )
 def measure(run: Run, model: Any, test: TestSet, poisoning: Poisoning, clean: Any) -> dict[str, Any]:
-    """measures the model's zero-shot accuracy and the attack success rate"""
+    """measures zero-shot accuracy and attack success rate"""
     return _measure(model, with_targets(test, run.targets), poisoning, clean)
 
 
