@@ -38,7 +38,7 @@ STAGES = {
     "data": ["data"],
     "plan": ["plan"],
     "train": ["train"],
-    "examine": ["examine"],
+    "measure": ["measure"],
     "embed": ["embed"],
     "neighbours": ["neighbours", "score"],
     "views": ["views", "score"],
