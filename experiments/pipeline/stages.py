@@ -74,7 +74,7 @@ def own_test(run: Run, data: DataSet) -> TestSet:
 
 @stage(None, "clean")
 def clean(run: Run, data: DataSet) -> ArrayPairs | ShardPairs | FilePairs:
-    """the pairs before any attack"""
+    """the pairs as they are"""
     return data.pairs()
 
 
