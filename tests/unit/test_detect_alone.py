@@ -34,7 +34,7 @@ ALONE = """
         return seen
 
     owners = importlib.metadata.packages_distributions()
-    there = needed("torch", {"numpy"})
+    there = needed("lazy-loader", needed("torch", {"numpy"}))
 
     class Missing(importlib.abc.MetaPathFinder):
         def find_spec(self, name, path=None, target=None):
