@@ -12,7 +12,7 @@ def test_progress_adds_up_and_moves_while_products_are_taken(backend, itself):
     x = np.random.default_rng(1).normal(size=(5000, 8)).astype(np.float32)
     told: list[float] = []
     own = np.arange(len(x)) if itself else None
-    knn.nearest(x if itself else x.copy(), x, 3, own=own, backend=backend, progress=told.append)
+    knn.nearest(x if itself else x.copy(), x, 3, self_rows=own, backend=backend, progress=told.append)
     assert sum(told) == pytest.approx(len(x))
     assert max(told) <= 0.9 * len(x)
 
