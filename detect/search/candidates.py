@@ -30,6 +30,7 @@ APPROXIMATE = ("ivf", "hnsw")
 BACKENDS = ("auto", *EXACT, *APPROXIMATE)
 EXTRA = 8  # candidates beyond k in float32, so that few queries are searched twice
 EXTRA_BFLOAT16 = 46  # the same in bfloat16
+RHO = {"float32": 2.0**-22, "bfloat16": 2.0**-8}  # rounding of half of A as it is stored: equation (3)
 MIN_PARTITION_ROWS = 8192  # among fewer, products of all pairs are faster than cells
 MAX_SHARE = {"float32": 0.25, "bfloat16": 0.1}  # of pairs left, up to which cells are faster than all products
 PRODUCT_WORK = 0.8  # share of a search that products of rows among themselves take, for the progress
@@ -95,8 +96,8 @@ def _among_themselves(search: PreparedRows, bfloat16: bool) -> _Blocks:
     """All rows among themselves: by cells where they leave few pairs to multiply, otherwise by tiles."""
     import torch
 
-    n, exact = len(search.base), (torch.float32, 2.0**-22)
-    dtype, rho = (torch.bfloat16, 2.0**-8) if bfloat16 else exact
+    n, exact = len(search.base), (torch.float32, RHO["float32"])
+    dtype, rho = (torch.bfloat16, RHO["bfloat16"]) if bfloat16 else exact
     pilot = PilotSample.draw(search)
 
     def report(share: float) -> None:
@@ -110,11 +111,10 @@ def _among_themselves(search: PreparedRows, bfloat16: bool) -> _Blocks:
         if n_candidates > 4 * search.k + 64:  # measuring so many costs more than float32 products
             (dtype, rho), n_candidates = exact, search.k + 1 + EXTRA
         table = tile_candidates(search.base, search.centre, min(n, n_candidates), dtype, report)
-    rounding_share = table.rounding_share * (1 + table.rounding_share)  # of the norm before rounding
     for begin in range(0, n, 4096):
         block = slice(begin, min(begin + 4096, n))
         found = Candidates(table.rows[block].long(), table.approximate[block], rho, table.rounding_error[block])
-        found.rounding_share, found.unreported = rounding_share, 1 - PRODUCT_WORK
+        found.rounding_share, found.unreported = table.rounding_share, 1 - PRODUCT_WORK
         yield block.start, block.stop, found
 
 
@@ -190,8 +190,7 @@ def _in_bfloat16(search: PreparedRows, exclude_self: bool, queries: Tensor) -> _
             half = half.view(torch.int16)
         values, rows = half.topk(n_candidates, dim=1, largest=False)
         approximate = values.view(torch.bfloat16).float().mul_(2)
-        # 2 ** -8 covers the rounding of the product. Norms of rounded rows may exceed their own by the share.
-        found = Candidates(rows, approximate, 2.0**-8, rounding_error, rounding_share * (1 + rounding_share))
+        found = Candidates(rows, approximate, RHO["bfloat16"], rounding_error, rounding_share)
         yield begin, begin + len(block), found
 
 

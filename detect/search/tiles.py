@@ -29,7 +29,7 @@ class CandidateTable:
     """The c rows with the smallest A to each of n rows, itself among them.
 
     rows: (n, c) int32.  approximate: their A (n, c) float32, ascending; no other row has an A below the last.
-    rounding_error: (n,) how far rounding moved each row; rounding_share: the most, divided by the row's norm.
+    rounding_error: (n,) how far rounding moved each row; rounding_share: of its norm, at most.
     """
 
     rows: Tensor
@@ -62,7 +62,7 @@ def extend(rows: Tensor, out: Tensor, query: bool) -> Tensor:
 def extend_centred(base: Tensor, centre: Tensor, out: Tensor, order: Tensor | None = None) -> tuple[Tensor, float]:
     """Extend all rows of `base` (n, d), in `order` if given, as right factors.
 
-    Returns how far rounding moved each row of `base`, (n,), and the most of it as a share of the row's norm.
+    Returns `rounding_error`, how far rounding moved each row of `base`, (n,), and `rounding_share`: equation (2).
     """
     import torch
 
@@ -74,7 +74,7 @@ def extend_centred(base: Tensor, centre: Tensor, out: Tensor, order: Tensor | No
         centred = base[rows] - centre
         rounding_error[rows] = moved = extend(centred, out[here], False)
         rounding_share = max(rounding_share, float((moved / norms(centred).clamp(min=1e-30)).max()))
-    return rounding_error, rounding_share
+    return rounding_error, rounding_share * (1 + rounding_share)  # a rounded row may have a larger norm
 
 
 def extended_width(d: int) -> int:

@@ -1,5 +1,8 @@
 """The neighbour engine against a float64 brute force: every exact backend, hard cases."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -221,3 +224,13 @@ def test_the_choice_of_a_backend_is_logged_with_its_reason(caplog, monkeypatch):
     with caplog.at_level("INFO", logger="detect"):
         find_neighbours(Embeddings.of(cloud("gauss", 60, 8)), 3, NeighbourSearch(), device="cpu")
     assert "backend torch, as each search is small" in caplog.text
+
+
+def test_the_equations_that_the_code_refers_to_are_on_the_page():
+    page = (Path(__file__).parents[2] / "docs/search.md").read_text(encoding="utf-8")
+    numbers = [int(number) for number in re.findall(r"^    .* {2,}\((\d+)\)$", page, re.MULTILINE)]
+    assert numbers == list(range(1, len(numbers) + 1))
+    code = "".join(file.read_text(encoding="utf-8") for file in Path(candidates.__file__).parent.glob("*.py"))
+    assert {int(number) for number in re.findall(r"[Ee]quation \((\d+)\)", code)} == set(numbers) - {
+        9
+    }  # (9) leads to (10)

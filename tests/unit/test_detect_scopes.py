@@ -1,4 +1,4 @@
-"""Who is searched among whom: every scope against a float64 brute force."""
+"""The scopes of a search: each against a float64 brute force."""
 
 import numpy as np
 import pytest
@@ -114,7 +114,7 @@ def test_a_table_comes_back_from_disk_as_it_was(tmp_path):
         np.testing.assert_array_equal(getattr(again, name), getattr(table, name))
 
 
-def test_progress_is_told_of_every_query():
+def test_progress_counts_every_query():
     done = []
 
     class Bar:
