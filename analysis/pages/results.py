@@ -23,6 +23,8 @@ from analysis.stored_cells import Scene, StoredCell, case, scenes
 from analysis.style import CONTROLS, detector_colour, detector_dashes, detector_label, detector_order
 from analysis.table_export import sizes
 from analysis.tables import is_control, is_raw, variant, warnings
+from detect.embeddings import unit
+from detect.search.cosine import most_similar
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -265,27 +267,16 @@ def _view(scene: Scene, is_poison: np.ndarray) -> tuple[np.ndarray, dict[str, An
     return shown, {**packed, "kind": _packed(kind[shown], np.uint8), "count": len(shown)}
 
 
-def _nearest(image: np.ndarray, rows: list[int]) -> dict[str, list[tuple[int, float]]]:
-    """For each row its most similar other rows, by cosine: only for the eye, no detector uses it."""
-    queries = np.asarray(image[rows], np.float32)
-    queries /= np.maximum(np.linalg.norm(queries, axis=1, keepdims=True), 1e-12)
-    best = np.full((len(rows), 0), -2.0, np.float32)
-    where = np.zeros((len(rows), 0), np.int64)
-    for begin in range(0, len(image), 65536):
-        part = np.asarray(image[begin : begin + 65536], np.float32)
-        part = part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12)
-        similar = queries @ part.T
-        columns = np.arange(begin, begin + len(part))
-        similar[columns[None, :] == np.asarray(rows)[:, None]] = -2  # not itself
-        best = np.concatenate([best, similar], axis=1)
-        where = np.concatenate([where, np.broadcast_to(columns, similar.shape)], axis=1)
-        top = np.argpartition(-best, min(NEIGHBOURS, best.shape[1] - 1), axis=1)[:, :NEIGHBOURS]
-        best, where = np.take_along_axis(best, top, 1), np.take_along_axis(where, top, 1)
-    order = np.lexsort((where, -best), axis=1)  # of equals the first
-    best, where = np.take_along_axis(best, order, 1), np.take_along_axis(where, order, 1)
+def _nearest(image: np.ndarray, rows: list[int], size: int = 65_536) -> dict[str, list[tuple[int, float]]]:
+    """The most similar other rows of each row, by cosine: for the page, no detector uses it."""
+    blocks = (
+        (begin, unit(np.asarray(image[begin : begin + size], np.float32))) for begin in range(0, len(image), size)
+    )
+    queries = unit(np.asarray(image[rows], np.float32))
+    found = most_similar(queries, blocks, NEIGHBOURS, [np.array([row]) for row in rows])
     return {
-        str(row): [(int(w), round(float(b), 3)) for w, b in zip(where[i], best[i], strict=True)]
-        for i, row in enumerate(rows)
+        str(row): [(int(other), round(float(cosine), 3)) for other, cosine in zip(near, cosines, strict=True)]
+        for row, (near, cosines) in zip(rows, found, strict=True)
     }
 
 
