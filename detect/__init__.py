@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from detect.clip_score import CLIPScore
     from detect.cognitive_distillation import CognitiveDistillation
     from detect.dao import DAO
+    from detect.drift import Drift
+    from detect.drift_density import DriftDensity
     from detect.embeddings import DetectorInputs, Embeddings
     from detect.flicker import Flicker
     from detect.forest import IsolationForest
@@ -42,6 +44,8 @@ _HOME = {
     "CognitiveDistillation": "cognitive_distillation",
     "DAO": "dao",
     "Detector": "base",
+    "Drift": "drift",
+    "DriftDensity": "drift_density",
     "Embeddings": "embeddings",
     "DetectorInputs": "embeddings",
     "Flicker": "flicker",
@@ -75,6 +79,8 @@ __all__ = [
     "Cleanlab",
     "CognitiveDistillation",
     "Detector",
+    "Drift",
+    "DriftDensity",
     "Embeddings",
     "DetectorInputs",
     "Flicker",
