@@ -74,6 +74,7 @@ class DetectorInputs:
     losses: (n, epochs) contrastive loss of each sample in each training epoch.
     images: row positions (b,) -> float tensor (b, 3, H, W) in [0, 1].
     views: (n, views) cosine of each gentle view of the image (`detect.views.VIEWS`) with the sample's caption.
+    drift: (n, views) 1 - cosine of the image with each of its gentle views (`detect.views.DRIFT`).
     """
 
     embeddings: Embeddings
@@ -82,6 +83,7 @@ class DetectorInputs:
     encoder: Encoder | None = None
     images: Callable[[np.ndarray], Tensor] | None = None
     views: np.ndarray | None = None
+    drift: np.ndarray | None = None
 
     @classmethod
     def of(cls, x: Any) -> DetectorInputs:
