@@ -44,11 +44,10 @@ def training(quick: bool) -> Iterator[Ratio | Check]:
         source = open_pairs(folder / "data")
         settings = TrainConfig(epochs=1000, batch_size=batch, warmup_epochs=0)  # more than is looked at
         run = Trainer(OpenCLIP("RN50").build(()), settings, source, folder, 0, "cuda:0" if cuda else "cpu")
-        network = run.model.clip
         decoded = list(islice(_batches(run, workers), 3))
 
         def step(batch: Any) -> None:
-            run.train_step(network, batch)
+            run.train_step(batch)
 
         for first in decoded:  # warm-up: memory, kernels
             step(first)
@@ -65,7 +64,7 @@ def training(quick: bool) -> Iterator[Ratio | Check]:
     yield Ratio(f"decode, resize, crop: alone, {workers} processes", decoding, unit="/s")
     yield from in_batches
     yield Ratio(
-        f"RN50's step alone, batch {batch}, {'bfloat16' if run.half else 'float32'}, on {device}", model, unit="/s"
+        f"RN50's step alone, batch {batch}, {'bfloat16' if run.bf16 else 'float32'}, on {device}", model, unit="/s"
     )
     yield Ratio("the two together", both, unit="/s")
     if cuda:
@@ -79,7 +78,7 @@ def training(quick: bool) -> Iterator[Ratio | Check]:
 def _batches(run: Any, workers: int) -> Iterator[Any]:
     from experiments.training.batches import load
 
-    return load(run.steps(early=False), 0, workers, pin=run.device.startswith("cuda"))
+    return load(run.steps(), 0, workers, pin=run.device.startswith("cuda"))
 
 
 def _rate(
@@ -153,7 +152,7 @@ def _open_clips_step(run: Any) -> Callable[[Any], None]:
     def step(batch: Any) -> None:
         images = batch.images.to(run.device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
         optimiser.zero_grad()
-        with torch.autocast(kind, torch.bfloat16, enabled=run.half):
+        with torch.autocast(kind, torch.bfloat16, enabled=run.bf16):
             out = clip(images.contiguous(), batch.tokens.to(run.device, non_blocking=True))
             total = loss(out["image_features"], out["text_features"], out["logit_scale"])
         total.backward()
