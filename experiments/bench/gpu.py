@@ -120,8 +120,8 @@ def _same_table(what: str, table: Any, x: np.ndarray, true: np.ndarray, toleranc
 def model_checks(device: str, pairs: int) -> Iterator[Check]:
     """One training step, then a trained model's embeddings and scores, on `device` against the CPU."""
     from detect import DAO, SLOF
+    from experiments.clip import SmallCLIP, load_model
     from experiments.clip.embed import embed
-    from experiments.clip.model import SmallCLIP, TrainedModel
     from experiments.data.pairs import open_pairs
     from experiments.data.shapes.source import Shapes
     from experiments.training.batches import Shift
@@ -151,7 +151,7 @@ def model_checks(device: str, pairs: int) -> Iterator[Check]:
         history = losses(device, "model", epochs=8, batch_size=min(128, pairs // 4), lr=2e-3, clip_norm=1.0)
         begin, end = history[:, 0].mean(), history[:, -1].mean()
         yield Check("eight epochs: the loss is finite and falls", bool(end < begin), f"{begin:.3f} to {end:.3f}")
-        there, here = (embed(TrainedModel.load(folder / "model", place), source) for place in (device, "cpu"))
+        there, here = (embed(load_model(folder / "model", place), source) for place in (device, "cpu"))
         for part in ("image", "text"):
             one, other = getattr(there, part), getattr(here, part)
             cosine = float(
@@ -208,8 +208,8 @@ class _Repeated:
 
 def embedding_rate(device: str, name: str, size: int, count: int, batch: int = 512) -> Iterator[Ratio]:
     """Images a second through the embed stage, without decoding."""
+    from experiments.clip import OpenCLIP
     from experiments.clip.embed import embed
-    from experiments.clip.model import OpenCLIP
 
     model = OpenCLIP(name, size=size).build(())
     model.clip.to(device).eval()

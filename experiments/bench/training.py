@@ -24,7 +24,7 @@ def training(quick: bool) -> Iterator[Ratio | Check]:
     """Samples a second of decoding alone, of RN50's training step alone, and of the two together"""
     import torch
 
-    from experiments.clip.model import OpenCLIP
+    from experiments.clip import OpenCLIP
     from experiments.data.pairs import open_pairs
     from experiments.data.shapes.export import Export
     from experiments.data.shards import Shards

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.pairs import Pairs
-from experiments.clip.model import OpenCLIP, SmallCLIP, TrainedModel
+from experiments.clip.model import ModelSpec, TrainedModel
 from experiments.runtime import distributed
 from experiments.runtime.progress import StepProgress
 from experiments.runtime.refusals import Diverged
@@ -43,7 +43,7 @@ OnEpoch = Callable[[Mapping[str, Any]], None]
 
 
 def train(
-    spec: SmallCLIP | OpenCLIP,
+    spec: ModelSpec,
     config: TrainConfig,
     pairs: Pairs,
     folder: Path,

@@ -9,14 +9,14 @@ from types import ModuleType
 import open_clip
 import pytest
 import torch
-from experiments.pipeline.study import Study
 from hydra import compose, initialize_config_dir
 from safetensors.torch import save_file
 
+from experiments.clip import OpenCLIP, SmallCLIP, load_model
 from experiments.clip.from_store import Trained
-from experiments.clip.model import OpenCLIP, SmallCLIP, TrainedModel
 from experiments.clip.model_folder import RefusedModel, check_architecture, no_remote_code
 from experiments.pipeline import config as schema
+from experiments.pipeline.runner import Runner
 
 CONF = Path(__file__).parents[2] / "conf"
 TINY = {
@@ -122,7 +122,7 @@ def test_folders_that_ask_for_more_than_tensors_are_refused_by_name(case, kind, 
     assert "\n" not in str(refusal.value)
     if kind == "trained":
         with pytest.raises(RefusedModel):
-            TrainedModel.load(place)
+            load_model(place)
 
 
 @pytest.mark.parametrize("kind", ["open_clip", "trained"])
@@ -276,7 +276,7 @@ def test_a_saved_model_is_saved_again_without_the_hub(folder, saved, tmp_path, m
     again.mkdir()
     model = Trained(str(saved)).build(())
     model.save(again)
-    both = TrainedModel.load(saved), Trained(str(again)).build(())
+    both = load_model(saved), Trained(str(again)).build(())
     assert all(map(torch.equal, both[0].clip.state_dict().values(), both[1].clip.state_dict().values()))
     assert both[1].spec == both[0].spec
 
@@ -293,7 +293,7 @@ def test_the_key_of_a_model_is_its_content_not_its_place(kind, folder, saved, tm
             config = compose(
                 "config", [*options, "detector=[slof]", "data.size=32", f"runtime.store={tmp_path}/store"]
             )
-        return Study(config).train_entry
+        return Runner.of(config).entry("trained")
 
     place = saved if kind == "trained" else folder
     first = key(place)

@@ -428,5 +428,7 @@ def test_what_is_planted_beside_damage_can_be_found(tmp_path, pairs, shards, nat
 
 
 def test_more_planted_than_there_is_room_for_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="damage=2 needs 32 samples, but beside the 230 planted ones only [0-9]+ are free"):
+    with pytest.raises(
+        ValueError, match=r"damage=2 needs 32 samples, but beside the 230 planted ones only [0-9]+ are free"
+    ):
         Export(tmp_path, pairs=240, shards=4, damage=2, natural_backdoor=230)

@@ -78,9 +78,9 @@ def test_siglip_gives_the_model_a_bias_that_is_saved(tmp_path):
     training = recipe(loss="siglip")
     model = train(TINY_CONV, training, Noise(24), tmp_path, seed=0)
     assert model.clip.logit_bias is not None
-    from experiments.clip.model import TrainedModel
+    from experiments.clip import load_model
 
-    again = TrainedModel.load(tmp_path)
+    again = load_model(tmp_path)
     assert float(again.clip.logit_bias) == float(model.clip.logit_bias)
     assert abs(float(model.clip.logit_bias) + 10) < 0.1
 
