@@ -186,7 +186,7 @@ import os, sys, time
 sys.path[:0] = ["tests/unit", "."]
 {before}
 from experiments.runtime import stopping
-from experiments.{module} import {function} as start
+from experiments.runtime.{module} import {function} as start
 if __name__ == "__main__":
     stopping.interruptible(lambda: list(start({arguments})))
 """
@@ -206,7 +206,7 @@ def test_workers_end_with_the_main_process(tmp_path, kind, number):
     given = {
         "jobs": (
             "from stopping_example import note_and_wait",
-            "data_jobs",
+            "process_pool",
             "run_jobs",
             f"note_and_wait, [({str(tmp_path / 'notes')!r}, i) for i in (0, 1)], 2",
         ),

@@ -10,6 +10,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from training_example import TINY_CONV
 
 from analysis.stored_cells import read_cells
 from experiments.clip.from_store import Trained
@@ -262,11 +263,7 @@ def test_what_has_another_cause_leaves_the_partial_alone(tmp_path, error):
 
 
 def test_a_damaged_model_is_refused_by_name(tmp_path):
-    def save(folder):
-        (folder / "weights.safetensors").write_bytes(bytes(1000))
-        (folder / "model.json").write_text("{}")
-
-    folder = Store(tmp_path).get(Recipe("train", 2, {}), save).path
+    folder = Store(tmp_path).get(Recipe("train", 2, {}), TINY_CONV.build(["red star"]).save).path
     assert not Trained(str(folder)).trains
     flip(folder / "weights.safetensors", 500)
     with pytest.raises(ValueError, match=r"is damaged \(weights.safetensors: its content has changed"):
