@@ -96,7 +96,7 @@ def load_checkpoint(clip: nn.Module, file: str | Path, label: str = "model.check
     state = fit_names(convert_state_dict(clip, read), clip.state_dict())  # type: ignore[arg-type]
     if len(state) < len(read):
         left = len(read) - len(state)
-        log.warning("%s: %d of %d tensors of %s are not of the model: left out", label, left, len(read), file)
+        log.warning("%s: %d of %d tensors of %s do not belong to the model: left out", label, left, len(read), file)
     fill(clip, state, f"{label}: {file}", read)
 
 
@@ -164,8 +164,8 @@ def _single_tower(read: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> s
 def published(what: str, url: str = "") -> Iterator[None]:
     """Fetch published weights inside; without network it fails at once, unless they are in the cache.
 
-    huggingface_hub retries for the better part of a minute before it gives up; here its host is tried once,
-    for three seconds, and its offline mode is used for the time being where that fails.
+    huggingface_hub retries for most of a minute before it gives up. Here its host is tried once, for three
+    seconds; if that fails, its offline mode is used inside.
     """
     from huggingface_hub import constants
 
@@ -182,8 +182,8 @@ def published(what: str, url: str = "") -> Iterator[None]:
             raise
         why = "HF_HUB_OFFLINE is set" if offline else f"{urlparse(endpoint).hostname} cannot be reached"
         raise RuntimeError(
-            f"{what} is not in this machine's cache and {why}. Fetch it where there is a network and bring the "
-            "cache along (HF_HOME), or give a local file as model.checkpoint"
+            f"{what} is not in this machine's cache and {why}. Fetch it on a machine with a network and copy its "
+            "cache (HF_HOME), or give a local file as model.checkpoint"
         ) from error
     finally:
         constants.HF_HUB_OFFLINE = offline

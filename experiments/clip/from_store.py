@@ -38,8 +38,8 @@ class Trained:
         found = faults(Path(self.folder)) if is_key(Path(self.folder).name) else []
         if found := [fault for fault in found if fault.what != EXTRA]:
             raise ValueError(
-                f"model.folder={self.folder!r} is damaged ({found[0]}); run what has trained it again, which "
-                "sets it aside and computes it anew, or give a whole copy"
+                f"model.folder={self.folder!r} is damaged ({found[0]}); run its training again, which "
+                "sets it aside and computes it anew, or give an undamaged copy"
             )
         refuse_other_files(Path(self.folder) / WEIGHTS, "model.folder")
         _ = self.size  # checks the folder's configurations

@@ -56,7 +56,9 @@ class OpenCLIP:
             raise ValueError(f"model.size must be at least 1, got {self.size}")
         given = [name for name in ("pretrained", "checkpoint") if getattr(self, name) is not None]
         if self._brings_weights and given:
-            raise ValueError(f"model.{given[0]} must be left out, for model.name={self.name} brings weights along")
+            raise ValueError(
+                f"model.{given[0]} must be left out, because model.name={self.name} brings weights along"
+            )
         if len(given) > 1:
             raise ValueError("model.pretrained and model.checkpoint exclude each other")
         if self.checkpoint is not None:
@@ -105,7 +107,7 @@ class OpenCLIP:
         return () if self.checkpoint is None else (self.checkpoint,)
 
     def without_paths(self, config: dict[str, Any]) -> dict[str, Any]:
-        """The configuration as part of a key: of local weights the content counts, not where they lie."""
+        """The configuration as part of a key: local weights count by their content, not by their place."""
         name = LOCAL if self.name.startswith(LOCAL) else self.name
         return config | {"name": name, "checkpoint": self.checkpoint and Path(self.checkpoint).name}
 
@@ -134,8 +136,8 @@ class OpenCLIP:
             load_checkpoint(clip, self.checkpoint)
             if self.mean == "auto":
                 log.warning(
-                    "model: %s is fed images in [0, 1] as they are, as in the paper's protocol; weights trained "
-                    "with open_clip's own script need model.mean=openai",
+                    "model: %s gets images in [0, 1] without mean and std, as in the paper's protocol; weights "
+                    "trained with open_clip's own script need model.mean=openai",
                     self.checkpoint,
                 )
         published_with = (None, None)

@@ -1,4 +1,4 @@
-"""The most memory that a piece of work holds beyond what was held when it began."""
+"""The peak memory of a piece of work, above what was in use when it began."""
 
 from __future__ import annotations
 

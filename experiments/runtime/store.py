@@ -100,7 +100,9 @@ class Store:
             raise Stopped(f"{error.filename} belongs to a finished result, and may not be read") from None
         if not self._unchecked and "files" not in read_meta(path):
             self._unchecked = True
-            log.warning("%s %s has no digests, as all from before: used unchecked", recipe.name, recipe.key)
+            log.warning(
+                "%s %s comes from an older version, without digests: used unchecked", recipe.name, recipe.key
+            )
         self._checked.add(path)
         return True
 
@@ -117,7 +119,7 @@ class Store:
 
         A failed or killed `make` leaves its `.partial` folder, and the next one is given the same folder.
         With `collective`, every process of a distributed run enters `make`; otherwise rank 0 alone does.
-        Raises DiskFull for want of room, and Stopped if the store cannot be read or written.
+        Raises DiskFull where there is no room, and Stopped if the store cannot be read or written.
         """
         if not distributed.is_main():
             return self._follow(recipe, make, collective)
@@ -192,7 +194,11 @@ class Store:
         usable = partial.is_dir() and os.access(partial, os.R_OK | os.W_OK | os.X_OK)
         for path, ready in ((final, final.is_dir()), (partial, usable)):
             if os.path.lexists(path) and not ready:
-                log.warning("%s is no folder to work in: set aside as %s", path, self._set_aside(recipe, path))
+                log.warning(
+                    "%s is not a folder that can be written to: set aside as %s",
+                    path,
+                    self._set_aside(recipe, path),
+                )
         for file in partial.glob(LEFT_BEHIND):
             file.unlink()
 
@@ -217,7 +223,7 @@ class Store:
                     raise
                 place = self._set_aside(recipe, partial)
                 log.warning(
-                    "%s: what an earlier run has left cannot be read (%s: %s): set aside as %s, started anew",
+                    "%s: an earlier run's unfinished work cannot be read (%s: %s): set aside as %s, started anew",
                     work,
                     type(error).__name__,
                     error,
@@ -290,7 +296,7 @@ def _provenance() -> dict[str, Any]:
 
 
 def _told(error: Exception) -> tuple[str, bool]:
-    """For the other ranks: what has happened, and whether the run ends."""
+    """What rank 0 tells the others of a failure: the error, and whether the run ends."""
     return f"{type(error).__name__}: {error}", isinstance(error, Stopped)
 
 

@@ -129,11 +129,11 @@ def test_folders_that_ask_for_more_than_tensors_are_refused_by_name(case, kind, 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"[" * 100_000, "nested too deeply|is no JSON"),
-        (b"\xff\xfe", "is no JSON"),
+        (b"[" * 100_000, "nested too deeply|is not JSON"),
+        (b"\xff\xfe", "is not JSON"),
         (b"[1, 2]", "must hold a JSON object"),
         (b" " * 8_000_001, "is larger than"),
-        (b'{"auto_map": ' + b"1" * 5_000 + b"}", "is no JSON|asks for remote code"),
+        (b'{"auto_map": ' + b"1" * 5_000 + b"}", "is not JSON|asks for remote code"),
     ],
 )
 def test_configurations_that_are_none(kind, content, said, folder, saved):

@@ -179,7 +179,7 @@ def test_results_from_before_digests_are_used_with_one_warning(tmp_path, caplog)
     again = Store(tmp_path)
     for one in (RECIPE, later):
         assert again.get(one, pytest.fail).reused
-    assert caplog.messages == [f"data {RECIPE.key} has no digests, as all from before: used unchecked"]
+    assert caplog.messages == [f"data {RECIPE.key} comes from an older version, without digests: used unchecked"]
     os.truncate(store.path(RECIPE) / "images.npy", 0)
     assert not Store(tmp_path).get(RECIPE, make).reused
     assert "images.npy: is empty" in caplog.text
@@ -224,7 +224,7 @@ def test_a_partial_that_is_no_folder_is_set_aside(tmp_path, caplog):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / f"{RECIPE.key}.partial").write_text("")
     assert not Store(tmp_path).get(RECIPE, make).reused
-    assert "is no folder to work in: set aside as" in caplog.text
+    assert "is not a folder that can be written to: set aside as" in caplog.text
 
 
 @pytest.mark.parametrize("error", [EOFError("no data left"), zipfile.BadZipFile("bad CRC"), "a file", "a folder"])
@@ -245,7 +245,7 @@ def test_what_cannot_be_read_of_an_earlier_run_is_set_aside_and_started_anew(tmp
 
     assert not Store(tmp_path).get(RECIPE, resume).reused
     assert runs == [["part"], []]
-    assert f"data {RECIPE.key}: what an earlier run has left cannot be read (" in caplog.text
+    assert f"data {RECIPE.key}: an earlier run's unfinished work cannot be read (" in caplog.text
     assert (tmp_path / "set-aside" / "data" / f"{RECIPE.key}.partial.corrupt-1" / "part").exists()
 
 

@@ -1,4 +1,4 @@
-"""The embedded data: bits the same for any number of workers, shares, colours, captions, natural backdoor."""
+"""The bundled data: bits the same for any number of workers, shares, colours, captions, natural backdoor."""
 
 import numpy as np
 import pytest
