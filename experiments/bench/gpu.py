@@ -7,19 +7,15 @@ compared with the device's rate of large matrix products in the same run.
 
 from __future__ import annotations
 
-import functools
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments.bench.gpu_rates import embedding_rate, gpus, product_rates, search_rate
 from experiments.bench.report import Check, Ratio, clustered, section
-
-GIGABYTE = 2**30
 
 
 @section("gpu", gpu=True)
@@ -30,7 +26,7 @@ def gpu(quick: bool) -> Iterator[Ratio | Check]:
 
     yield from neighbour_checks(*((4_000, 128) if quick else (40_000, 256)))  # tiles off the diagonal too
     yield from model_checks("cuda:0", 512 if quick else 4_096)
-    if (count := _gpus()) > 1:
+    if (count := gpus()) > 1:
         yield from process_checks("cuda:0", count, 512 if quick else 4_096)
     yield from training(quick)
     yield from embedding_rate("cuda:0", "RN50", 224, 2_048 if quick else 16_384)
@@ -38,9 +34,6 @@ def gpu(quick: bool) -> Iterator[Ratio | Check]:
     yield from rates.values()
     for scope, n, k in (("full", 1_000_000, 65), ("batch", 2_300_000, 64)):
         yield from search_rate(scope, n // 20 if quick else n, 1024, k, rates["bfloat16"].value)
-
-
-# --- is it right? ------------------------------------------------------------------------------------------------
 
 
 def neighbour_checks(n: int, d: int, k: int = 17, batch: int = 2048) -> Iterator[Check]:
@@ -195,117 +188,3 @@ def _rank_agreement(one: np.ndarray, other: np.ndarray) -> float:
     from scipy.stats import spearmanr
 
     return float(spearmanr(one, other).statistic)
-
-
-# --- how fast is it? ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Repeated:
-    """`count` samples that are few images over and over, in memory: nothing is decoded."""
-
-    pixels: np.ndarray
-    count: int
-
-    def __len__(self) -> int:
-        return self.count
-
-    @property
-    def ids(self) -> np.ndarray:
-        return np.arange(self.count)
-
-    @property
-    def captions(self) -> list[str]:
-        return ["a photo of a banana"] * self.count
-
-    @property
-    def size(self) -> int:
-        return self.pixels.shape[1]
-
-    def images(self, rows: np.ndarray) -> np.ndarray:
-        return self.pixels[np.asarray(rows) % len(self.pixels)]
-
-
-def embedding_rate(device: str, name: str, size: int, count: int, batch: int = 512) -> Iterator[Ratio]:
-    """Images per second through the embed stage, without decoding."""
-    from experiments.clip import OpenCLIP
-    from experiments.clip.embed import embed
-
-    model = OpenCLIP(name, size=size).build(())
-    model.clip.to(device).eval()
-    pixels = np.random.default_rng(0).integers(0, 256, (64, size, size, 3), dtype=np.uint8)
-    embed(model, _Repeated(pixels, batch), batch=batch)  # warm-up: memory, kernels
-    seconds, peak = _timed(device, lambda: embed(model, _Repeated(pixels, count), batch=batch))
-    yield Ratio(f"embedding with {name}, {count:,} images in memory", count / seconds, unit="/s", seconds=seconds)
-    if peak is not None:
-        yield Ratio("peak memory of that", peak, unit="GB")
-
-
-def product_rates(device: str, side: int) -> dict[str, Ratio]:
-    """The device's rate of large square matrix products, for bfloat16, TF32 and float32."""
-    import torch
-
-    rates = {}
-    rounds = 20 if device.startswith("cuda") else 1
-    settings = torch.backends.cuda.matmul
-    before = settings.fp32_precision
-
-    def multiply(a: Any, b: Any) -> None:
-        for _ in range(rounds):
-            a @ b
-
-    for name, kind, precision in (
-        ("bfloat16", torch.bfloat16, "ieee"),
-        ("TF32", torch.float32, "tf32"),
-        ("float32", torch.float32, "ieee"),
-    ):
-        a, b = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
-        settings.fp32_precision = precision
-        try:
-            multiply(a, b)  # warm-up
-            seconds, _ = _timed(device, functools.partial(multiply, a, b))
-        finally:
-            settings.fp32_precision = before
-        what = f"a product of {side:,} x {side:,} in {name}"
-        rates[name] = Ratio(what, 2 * side**3 * rounds / seconds / 1e12, unit="TF/s")
-    return rates
-
-
-def search_rate(scope: str, n: int, d: int, k: int, peak_rate: float, batch: int = 2048) -> Iterator[Ratio]:
-    """Seconds of an exact search; its products as a share of `peak_rate`, in 10^12 operations per second."""
-    from detect import Embeddings, NeighbourSearch, find_neighbours
-
-    device = "cuda:0" if _gpus() else "cpu"
-    embeddings = Embeddings.of(clustered(n, d, device=device))
-    search = NeighbourSearch(scope, batch, backend="torch")
-    find_neighbours(Embeddings.of(clustered(4 * k, d)), k, NeighbourSearch(backend="torch"))  # warm-up
-    seconds, peak = _timed(device, lambda: find_neighbours(embeddings, k, search))
-    among = "all" if scope == "full" else f"batches of {batch:,}"
-    yield Ratio(f"neighbours, {n:,} x {d} among {among}, k = {k}, exact", seconds, unit="s")
-    # One product serves both rows of a pair.
-    share = 100 * n * (n if scope == "full" else min(n, batch)) * d / seconds / 1e12 / peak_rate
-    yield Ratio("of the bfloat16 rate, with one product for each pair of rows", share, unit="%")
-    if peak is not None:
-        yield Ratio("peak memory of that", peak, unit="GB")
-
-
-def _timed(device: str, work: Callable[[], Any]) -> tuple[float, float | None]:
-    """Seconds, and on a GPU the peak of its memory in gigabytes."""
-    import torch
-
-    cuda = device.startswith("cuda")
-    if cuda:
-        torch.cuda.reset_peak_memory_stats(device)
-        torch.cuda.synchronize(device)
-    begin = time.perf_counter()
-    work()
-    if cuda:
-        torch.cuda.synchronize(device)
-    seconds = time.perf_counter() - begin
-    return seconds, torch.cuda.max_memory_allocated(device) / GIGABYTE if cuda else None
-
-
-def _gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -12,18 +12,14 @@ with them, and one that differs is set aside and computed again. `make verify` c
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import logging
 import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +28,7 @@ from filelock import FileLock, Timeout
 from experiments.runtime import distributed, stopping
 from experiments.runtime.atomic import LEFT_BEHIND, sync, write_whole
 from experiments.runtime.digests import EXTRA, META, faults, list_files, read_meta, sealed, unreadable
+from experiments.runtime.made_with import made_with
 from experiments.runtime.stopping import Stopped
 from experiments.runtime.stopwatch import SECONDS, read_seconds, timed
 
@@ -253,7 +250,7 @@ class Store:
             "metadata": dict(metadata),
             "files": list_files(partial),
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            **_provenance(),
+            **made_with(),
         }
         write_whole(partial / META, sealed(meta))
         partial.rename(final)
@@ -276,23 +273,6 @@ def file_digest(path: str | Path) -> str:
     """SHA-256 of a file's content: what a stage that reads it puts into its configuration."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@functools.cache
-def _provenance() -> dict[str, Any]:
-    packages = ("torch", "open_clip_torch", "numpy", "scikit-learn", "faiss-gpu", "faiss-cpu")
-    versions = {"python": platform.python_version(), "machine": platform.machine()}
-    for package in packages:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        commit = "unknown"  # an installed package, or a machine without git
-    return {"versions": versions, "commit": commit}
 
 
 def _told(error: Exception) -> tuple[str, bool]:

@@ -60,14 +60,11 @@ def train(
     """Train on all of `pairs` and save the model, its history and per-sample losses into `folder`.
 
     texts: further texts that the vocabulary must cover (zero-shot prompts).  workers: processes that load batches
-    (0: this one).  evaluate_zero_shot: model -> measures of an epoch, such as zero-shot accuracy; on_epoch receives
-    them.  checkpoint_seconds: time between two checkpoints; 0: after every step.  log_every: steps between two log
-    lines of the progress; 0: none.
+    (0: this one).  evaluate_zero_shot: model -> measures of an epoch; on_epoch receives them.  checkpoint_seconds,
+    log_every: seconds between checkpoints (0: every step), steps between log lines of the progress (0: none).
 
     Files: weights.safetensors, model.json, history.jsonl, losses.npy (n, epochs; the contrastive loss of each
-    sample within its batch).  A checkpoint in `folder` is continued from, with the same result as an uninterrupted
-    run.
-
+    sample within its batch).  A checkpoint in `folder` is continued from, with the result of an uninterrupted run.
     Raises Diverged at the first step whose loss is not finite.
     """
     with torch.random.fork_rng(devices=[]):

@@ -13,6 +13,7 @@ from detect import Embeddings
 from experiments.clip.embed import refuse_collapsed
 from experiments.runtime.progress import StepProgress
 from experiments.runtime.refusals import Diverged
+from experiments.training.checkpoint import Checkpoint, is_sound
 from experiments.training.config import TrainConfig
 from experiments.training.trainer import Trainer, train
 
@@ -83,3 +84,15 @@ def test_no_progress_is_logged_where_none_is_asked_for(monkeypatch):
     assert StepProgress(12, 5).due(5)
     monkeypatch.setenv("RANK", "1")
     assert not StepProgress(12, 5).due(5)
+
+
+def test_a_checkpoint_of_another_version_is_set_aside(tmp_path, caplog):
+    file = tmp_path / "checkpoint.pt"
+    empty = torch.empty(0)
+    Checkpoint(3, {}, {}, empty, empty, "[]", {}).save(file)
+    assert is_sound(file)
+    assert Checkpoint.load(file, "cpu").step == 3
+    torch.save({"step": 3, "course": {}}, file)
+    assert not is_sound(file)
+    assert "another version of Lookout has written it" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.corrupt-1"]
