@@ -126,7 +126,7 @@ class Attack:
             return self.triggers[0]
         names = [trigger.name for trigger in self.triggers]
         if name is None:
-            raise ValueError(f"attack {self.name!r} has several triggers, name one of {names}")
+            raise ValueError(f"attack {self.name!r} has several triggers: name one of {names}")
         _one_of(name, names, f"trigger of attack {self.name!r}")
         return self.triggers[names.index(name)]
 

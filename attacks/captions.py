@@ -51,8 +51,7 @@ def check_targets(words: Iterable[str], captions: Sequence[str], classes: Sequen
         near = get_close_matches(word.casefold(), [*names, *(part for part, _ in known.most_common(20_000))], 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(
-            f"target: no caption and no class of the data names {word!r}; {hint}"
-            "(target_new=true takes it all the same)"
+            f"target: no caption and no class of the data names {word!r}; {hint}(target_new=true accepts it)"
         )
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from attacks.attack import Attack
 from attacks.captions import caption_set, draw_caption, holds_word
+from attacks.mixing import GAMMA, mixed
 from attacks.pairs import Pairs
 from attacks.triggers.base import Parameters
 
@@ -167,13 +168,10 @@ def _rows(attack: Attack, pairs: Pairs, count: int, seed: int) -> np.ndarray:
 
 
 def _keys(ids: np.ndarray, seed: int) -> np.ndarray:
-    """(n,) uint64 random keys, one per id, whatever its row: SplitMix64 (Steele, Lea, Flood 2014)."""
+    """(n,) uint64 random keys, one per id, whatever its row."""
     start = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
     with np.errstate(over="ignore"):
-        z = (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + start
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+        return mixed((ids.astype(np.uint64) + np.uint64(1)) * np.uint64(GAMMA) + start)
 
 
 def _rng(seed: int, id: int, purpose: int) -> np.random.Generator:

@@ -116,5 +116,7 @@ def _rows_of(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     known[known] = ordered[at[known]] == wanted[known]
     if not known.all():
         some = wanted[~known][:5].tolist()
-        raise ValueError(f"the plan was drawn for other data: {(~known).sum()} of its ids are not here, as {some}")
+        raise ValueError(
+            f"the plan was drawn for other data: {(~known).sum()} of its ids are not here, such as {some}"
+        )
     return order[at]

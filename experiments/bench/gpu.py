@@ -1,25 +1,21 @@
 """A section of `python -m experiments.bench`: is the GPU right, and how fast is it?
 
-The checks hold what the device computes against this CPU: neighbour tables against brute force in float64, the
-loss of a training step, embeddings, detectors' scores. Then training, embedding and the neighbour search are
-measured, the search beside the device's own rate of large matrix products in the same run.
+The checks compare the device with this CPU: neighbour tables against brute force in float64, the loss of a training
+step, embeddings, detectors' scores. Then training, embedding and the neighbour search are measured; the search is
+compared with the device's rate of large matrix products in the same run.
 """
 
 from __future__ import annotations
 
-import functools
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments.bench.gpu_rates import embedding_rate, gpus, product_rates, search_rate
 from experiments.bench.report import Check, Ratio, clustered, section
-
-GIGABYTE = 2**30
 
 
 @section("gpu", gpu=True)
@@ -30,7 +26,7 @@ def gpu(quick: bool) -> Iterator[Ratio | Check]:
 
     yield from neighbour_checks(*((4_000, 128) if quick else (40_000, 256)))  # tiles off the diagonal too
     yield from model_checks("cuda:0", 512 if quick else 4_096)
-    if (count := _gpus()) > 1:
+    if (count := gpus()) > 1:
         yield from process_checks("cuda:0", count, 512 if quick else 4_096)
     yield from training(quick)
     yield from embedding_rate("cuda:0", "RN50", 224, 2_048 if quick else 16_384)
@@ -38,9 +34,6 @@ def gpu(quick: bool) -> Iterator[Ratio | Check]:
     yield from rates.values()
     for scope, n, k in (("full", 1_000_000, 65), ("batch", 2_300_000, 64)):
         yield from search_rate(scope, n // 20 if quick else n, 1024, k, rates["bfloat16"].value)
-
-
-# --- is it right? ------------------------------------------------------------------------------------------------
 
 
 def neighbour_checks(n: int, d: int, k: int = 17, batch: int = 2048) -> Iterator[Check]:
@@ -99,14 +92,14 @@ def brute_force(x: np.ndarray, k: int, block: int = 256) -> tuple[np.ndarray, np
 
 
 def _same_table(what: str, table: Any, x: np.ndarray, true: np.ndarray, tolerance: float = 1e-5) -> Check:
-    """Distances, and those that the neighbours named do have, are the true ones; ties may be named either way."""
+    """Both the distances and those of the named neighbours are the true ones; ties may be in any order."""
     own = np.arange(len(x))[:, None]
     named = np.empty_like(true)
     for begin in range(0, len(x), 512):
         part = slice(begin, begin + 512)
         apart = x[table.indices[part]].astype(np.float64) - x[part, None].astype(np.float64)
         named[part] = np.sqrt(np.square(apart).sum(2))
-    scale = np.maximum(true, 1e-3 * np.abs(true).max())  # duplicates have none of their own
+    scale = np.maximum(true, 1e-3 * np.abs(true).max())  # the distance of duplicates is 0
     error = max(float((np.abs(found - true) / scale).max()) for found in (table.distances, named))
     strange = int((table.indices == own).sum())
     strange += int((np.diff(np.sort(table.indices, axis=1), axis=1) == 0).sum())
@@ -119,173 +112,79 @@ def _same_table(what: str, table: Any, x: np.ndarray, true: np.ndarray, toleranc
 
 def model_checks(device: str, pairs: int) -> Iterator[Check]:
     """One training step, then a trained model's embeddings and scores, on `device` against the CPU."""
-    from detect import DAO, SLOF
+    from experiments.clip import load_model
     from experiments.clip.embed import embed
-    from experiments.clip.model import SmallCLIP, TrainedModel
     from experiments.data.pairs import open_pairs
     from experiments.data.shapes.source import Shapes
-    from experiments.training.batches import Shift
-    from experiments.training.config import TrainConfig
-    from experiments.training.trainer import train
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         Shapes(pairs=pairs, size=32, test_per_class=1).build(folder / "data", 1)
         source = open_pairs(folder / "data")
+        yield from _step_checks(device, source, folder)
+        settings = {"epochs": 8, "batch_size": min(128, pairs // 4), "lr": 2e-3, "clip_norm": 1.0}
+        history = _losses(device, source, folder / "model", **settings)
+        first, last = history[:, 0].mean(), history[:, -1].mean()
+        yield Check("eight epochs: the loss is finite and falls", bool(last < first), f"{first:.3f} to {last:.3f}")
+        there, here = (embed(load_model(folder / "model", place), source) for place in (device, "cpu"))
+        yield from _embedding_checks(there, here)
 
-        def losses(place: str, where: str, **options: Any) -> np.ndarray:
-            settings: dict[str, Any] = {"epochs": 1, "batch_size": pairs, "warmup_epochs": 0, "augment": Shift(3)}
-            (folder / where).mkdir()
-            train(SmallCLIP(), TrainConfig(**settings | options), source, folder / where, seed=0, device=place)
-            return np.load(folder / where / "losses.npy")
 
-        expected = losses("cpu", "step on the CPU", precision="float32")[:, 0]
-        for precision, tolerance in (("float32", 0.01), ("auto", 0.05)):
-            found = losses(device, precision, precision=precision)[:, 0]
-            error = float(np.abs(found - expected).max() / expected.mean())
-            yield Check(
-                f"first training step ({precision}): each sample's loss against the CPU's float32",
-                error <= tolerance,
-                f"largest error {error:.1e} of the mean, <= {tolerance:g}",
-            )
-        history = losses(device, "model", epochs=8, batch_size=min(128, pairs // 4), lr=2e-3, clip_norm=1.0)
-        begin, end = history[:, 0].mean(), history[:, -1].mean()
-        yield Check("eight epochs: the loss is finite and falls", bool(end < begin), f"{begin:.3f} to {end:.3f}")
-        there, here = (embed(TrainedModel.load(folder / "model", place), source) for place in (device, "cpu"))
-        for part in ("image", "text"):
-            one, other = getattr(there, part), getattr(here, part)
-            cosine = float(
-                ((one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)).min()
-            )
-            yield Check(
-                f"{part} embeddings of the embed stage against the CPU's float32",
-                cosine >= 0.999,
-                f"smallest cosine {cosine:.5f}, >= 0.999",
-            )
-        for detector in (SLOF(k=16), DAO(k=16)):
-            agreement = _rank_agreement(detector.score(there), detector.score(here))
-            yield Check(
-                f"{type(detector).__name__} on these embeddings: ranks against the CPU's",
-                agreement >= 0.95,
-                f"Spearman {agreement:.4f}, >= 0.95",
-            )
+def _losses(device: str, source: Any, folder: Path, **settings: Any) -> np.ndarray:
+    """(n, epochs) losses of the samples in a training on `device`."""
+    from experiments.clip import SmallCLIP
+    from experiments.training.batches import Shift
+    from experiments.training.config import TrainConfig
+    from experiments.training.trainer import train
+
+    folder.mkdir()
+    config = TrainConfig(warmup_epochs=0, augment=Shift(3), **settings)
+    train(SmallCLIP(), config, source, folder, seed=0, device=device)
+    losses: np.ndarray = np.load(folder / "losses.npy")
+    return losses
+
+
+def _step_checks(device: str, source: Any, folder: Path) -> Iterator[Check]:
+    """The first step on all pairs, on `device` against the CPU's float32."""
+
+    def step(place: str, name: str, precision: str) -> np.ndarray:
+        return _losses(place, source, folder / name, epochs=1, batch_size=len(source), precision=precision)[:, 0]
+
+    expected = step("cpu", "step on the CPU", "float32")
+    for precision, tolerance in (("float32", 0.01), ("auto", 0.05)):
+        found = step(device, precision, precision)
+        error = float(np.abs(found - expected).max() / expected.mean())
+        yield Check(
+            f"first training step ({precision}): each sample's loss against the CPU's float32",
+            error <= tolerance,
+            f"largest error {error:.1e} of the mean, <= {tolerance:g}",
+        )
+
+
+def _embedding_checks(there: Any, here: Any) -> Iterator[Check]:
+    """Embeddings of the device against those of the CPU, and what detectors make of them."""
+    from detect import DAO, SLOF
+
+    for part in ("image", "text"):
+        one, other = getattr(there, part), getattr(here, part)
+        norms = np.linalg.norm(one, axis=1), np.linalg.norm(other, axis=1)
+        cosine = float(((one * other).sum(1) / norms[0] / norms[1]).min())
+        yield Check(
+            f"{part} embeddings of the embed stage against the CPU's float32",
+            cosine >= 0.999,
+            f"smallest cosine {cosine:.5f}, >= 0.999",
+        )
+    for detector in (SLOF(k=16), DAO(k=16)):
+        agreement = _rank_agreement(detector.score(there), detector.score(here))
+        yield Check(
+            f"{type(detector).__name__} on these embeddings: ranks against the CPU's",
+            agreement >= 0.95,
+            f"Spearman {agreement:.4f}, >= 0.95",
+        )
 
 
 def _rank_agreement(one: np.ndarray, other: np.ndarray) -> float:
     """Spearman's correlation."""
-    ranks = np.stack([scores.argsort(kind="stable").argsort() for scores in (one, other)])
-    return float(np.asarray(np.corrcoef(ranks))[0, 1])
+    from scipy.stats import spearmanr
 
-
-# --- how fast is it? ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Repeated:
-    """`count` samples that are few images over and over, in memory: nothing is decoded."""
-
-    pixels: np.ndarray
-    count: int
-
-    def __len__(self) -> int:
-        return self.count
-
-    @property
-    def ids(self) -> np.ndarray:
-        return np.arange(self.count)
-
-    @property
-    def captions(self) -> list[str]:
-        return ["a photo of a banana"] * self.count
-
-    @property
-    def size(self) -> int:
-        return self.pixels.shape[1]
-
-    def images(self, rows: np.ndarray) -> np.ndarray:
-        return self.pixels[np.asarray(rows) % len(self.pixels)]
-
-
-def embedding_rate(device: str, name: str, size: int, count: int, batch: int = 512) -> Iterator[Ratio]:
-    """Images a second through the embed stage, without decoding."""
-    from experiments.clip.embed import embed
-    from experiments.clip.model import OpenCLIP
-
-    model = OpenCLIP(name, size=size).build(())
-    model.clip.to(device).eval()
-    pixels = np.random.default_rng(0).integers(0, 256, (64, size, size, 3), dtype=np.uint8)
-    embed(model, _Repeated(pixels, batch), batch=batch)  # warm-up: memory, kernels
-    seconds, peak = _timed(device, lambda: embed(model, _Repeated(pixels, count), batch=batch))
-    yield Ratio(f"embedding with {name}, {count:,} images in memory", count / seconds, unit="/s", seconds=seconds)
-    if peak is not None:
-        yield Ratio("peak memory of that", peak, unit="GB")
-
-
-def product_rates(device: str, side: int) -> dict[str, Ratio]:
-    """The device's rate of large square matrix products, for bfloat16, TF32 and float32."""
-    import torch
-
-    rates = {}
-    rounds = 20 if device.startswith("cuda") else 1
-    settings = torch.backends.cuda.matmul
-    before = settings.fp32_precision
-
-    def multiply(a: Any, b: Any) -> None:
-        for _ in range(rounds):
-            a @ b
-
-    for name, kind, precision in (
-        ("bfloat16", torch.bfloat16, "ieee"),
-        ("TF32", torch.float32, "tf32"),
-        ("float32", torch.float32, "ieee"),
-    ):
-        a, b = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
-        settings.fp32_precision = precision
-        try:
-            multiply(a, b)  # warm-up
-            seconds, _ = _timed(device, functools.partial(multiply, a, b))
-        finally:
-            settings.fp32_precision = before
-        what = f"a product of {side:,} x {side:,} in {name}"
-        rates[name] = Ratio(what, 2 * side**3 * rounds / seconds / 1e12, unit="TF/s")
-    return rates
-
-
-def search_rate(scope: str, n: int, d: int, k: int, peak_rate: float, batch: int = 2048) -> Iterator[Ratio]:
-    """Seconds of an exact search; its products as a share of `peak_rate`, in 10^12 operations a second."""
-    from detect import Embeddings, NeighbourSearch, find_neighbours
-
-    device = "cuda:0" if _gpus() else "cpu"
-    embeddings = Embeddings.of(clustered(n, d, device=device))
-    search = NeighbourSearch(scope, batch, backend="torch")
-    find_neighbours(Embeddings.of(clustered(4 * k, d)), k, NeighbourSearch(backend="torch"))  # warm-up
-    seconds, peak = _timed(device, lambda: find_neighbours(embeddings, k, search))
-    among = "all" if scope == "full" else f"batches of {batch:,}"
-    yield Ratio(f"neighbours, {n:,} x {d} among {among}, k = {k}, exact", seconds, unit="s")
-    # A pair's product serves both of its rows.
-    share = 100 * n * (n if scope == "full" else min(n, batch)) * d / seconds / 1e12 / peak_rate
-    yield Ratio("of the bfloat16 rate, for one product a pair of rows", share, unit="%")
-    if peak is not None:
-        yield Ratio("peak memory of that", peak, unit="GB")
-
-
-def _timed(device: str, work: Callable[[], Any]) -> tuple[float, float | None]:
-    """Seconds, and on a GPU the peak of its memory in gigabytes."""
-    import torch
-
-    cuda = device.startswith("cuda")
-    if cuda:
-        torch.cuda.reset_peak_memory_stats(device)
-        torch.cuda.synchronize(device)
-    begin = time.perf_counter()
-    work()
-    if cuda:
-        torch.cuda.synchronize(device)
-    seconds = time.perf_counter() - begin
-    return seconds, torch.cuda.max_memory_allocated(device) / GIGABYTE if cuda else None
-
-
-def _gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return float(spearmanr(one, other).statistic)

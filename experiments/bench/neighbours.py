@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import itertools
+import math
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from unittest import mock
 import numpy as np
 
 from experiments.bench.report import Check, Ratio, best_of, clustered, section
+from experiments.runtime.peak_memory import MEGABYTE, peak_memory
 
 # --- one batch: k-dist, LID, SLOF and DAO ------------------------------------------------------------------------
 
@@ -187,7 +189,7 @@ def memory(quick: bool) -> Iterator[Ratio | Check]:
 
 
 def peak_above_embeddings(n: int) -> float:
-    """Gigabytes by which this process grows at most in a full-scope search (Linux: the kernel's own peak)."""
+    """Gigabytes by which this process grows at most in a full-scope search; NaN where it is not known."""
     import torch  # noqa: F401  its own memory is no part of the search
 
     from detect import Embeddings, NeighbourSearch, find_neighbours
@@ -195,13 +197,6 @@ def peak_above_embeddings(n: int) -> float:
     embeddings = Embeddings.of(clustered(n))
     find_neighbours(Embeddings.of(clustered(2048)), 17, NeighbourSearch())
     gc.collect()
-    with open("/proc/self/clear_refs", "w") as control:
-        control.write("5")  # the peak starts anew, from what is held now
-    before = _kilobytes("VmRSS")
-    find_neighbours(embeddings, 17, NeighbourSearch())
-    return (_kilobytes("VmHWM") - before) / 2**20
-
-
-def _kilobytes(name: str) -> int:
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith(name))
+    with peak_memory() as peak:
+        find_neighbours(embeddings, 17, NeighbourSearch())
+    return math.nan if peak.megabytes is None else peak.megabytes * MEGABYTE / 2**30

@@ -61,7 +61,7 @@ def process_checks(device: str, world: int, pairs: int) -> Iterator[Check]:
 
 def _step(folder: Path, side: str, device: str) -> None:
     """One step on all pairs, into `folder`/`side`."""
-    from experiments.clip.model import SmallCLIP
+    from experiments.clip import SmallCLIP
     from experiments.data.pairs import open_pairs
     from experiments.training.batches import Shift
     from experiments.training.config import TrainConfig
@@ -75,11 +75,11 @@ def _step(folder: Path, side: str, device: str) -> None:
 
 def _embedded(folder: Path, device: str) -> np.ndarray:
     """(n, d) images and texts side by side, by the model that one process has trained."""
+    from experiments.clip import load_model
     from experiments.clip.embed import embed
-    from experiments.clip.model import TrainedModel
     from experiments.data.pairs import open_pairs
 
-    embeddings = embed(TrainedModel.load(folder / "one", device), open_pairs(folder / "data"), batch=64)
+    embeddings = embed(load_model(folder / "one", device), open_pairs(folder / "data"), batch=64)
     assert embeddings.text is not None
     return np.concatenate([embeddings.image, embeddings.text], axis=1)
 

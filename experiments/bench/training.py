@@ -9,6 +9,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,75 +18,98 @@ from experiments.bench.report import Check, Ratio, section
 
 if TYPE_CHECKING:
     from experiments.data.shard_pairs import ShardPairs
+    from experiments.training.trainer import Trainer
 
 
 @section("training")
 def training(quick: bool) -> Iterator[Ratio | Check]:
-    """Samples a second of decoding alone, of RN50's training step alone, and of the two together"""
+    """Samples per second of decoding alone, of RN50's training step alone, and of the two together"""
     import torch
-
-    from experiments.clip.model import OpenCLIP
-    from experiments.data.pairs import open_pairs
-    from experiments.data.shapes.export import Export
-    from experiments.data.shards import Shards
-    from experiments.training.config import TrainConfig
-    from experiments.training.trainer import Trainer
 
     cuda = torch.cuda.is_available()
     workers = os.cpu_count() or 1
     batch, count = (256, 8 if quick else 32) if cuda else (8, 2 if quick else 4)
-    pairs = min(batch * count, 4096)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        Export(folder / "shards", pairs=pairs + pairs // 4, shards=1 + pairs // 512, size=256).write(workers)
-        data = Shards(shards=str(folder / "shards"), size=224, check=False, classes=4)
-        (folder / "data").mkdir()
-        data.build(folder / "data", workers)
-        source = open_pairs(folder / "data")
-        settings = TrainConfig(epochs=1000, batch_size=batch, warmup_epochs=0)  # more than is looked at
-        run = Trainer(OpenCLIP("RN50").build(()), settings, source, folder, 0, "cuda:0" if cuda else "cpu")
-        network = run.model.clip
-        decoded = list(islice(_batches(run, workers), 3))
-
-        def step(batch: Any) -> None:
-            run.train_step(network, batch)
-
-        for first in decoded:  # warm-up: memory, kernels
-            step(first)
-        _peak(cuda)
-        # What was decoded while nobody took anything does not count. (A CPU's model takes less than any decoding.)
-        ahead = 5 * workers
-        decoding = _rate(_batches(run, workers), count, batch, lambda _: None, cuda, skip=ahead)
-        model, memory = _rate(cycle(decoded), count, batch, step, cuda), _peak(cuda)
-        both = _rate(_batches(run, workers), count, batch, step, cuda, skip=ahead if cuda else 1)
-        run.optimiser.state.clear()  # else its memory would be counted as open_clip's
-        plain, memory_of_plain = _rate(cycle(decoded), count, batch, _open_clips_step(run), cuda), _peak(cuda)
-        in_batches = list(batch_decoding(source, run.device, batch, count))  # type: ignore[arg-type]
-    device = torch.cuda.get_device_name() if cuda else "the CPU"
-    yield Ratio(f"decode, resize, crop: alone, {workers} processes", decoding, unit="/s")
+        source = _shards(Path(name), min(batch * count, 4096), workers)
+        trainer = _trainer(source, batch, Path(name), "cuda:0" if cuda else "cpu")
+        rates = _rates(trainer, count, batch, workers, cuda)
+        in_batches = list(batch_decoding(source, trainer.device, batch, count))
+    where = f"{'bfloat16' if trainer.bf16 else 'float32'}, on {torch.cuda.get_device_name() if cuda else 'the CPU'}"
+    yield Ratio(f"decode, resize, crop: alone, {workers} processes", rates.decoding, unit="/s")
     yield from in_batches
-    yield Ratio(
-        f"RN50's step alone, batch {batch}, {'bfloat16' if run.half else 'float32'}, on {device}", model, unit="/s"
-    )
-    yield Ratio("the two together", both, unit="/s")
+    yield Ratio(f"RN50's step alone, batch {batch}, {where}", rates.step, unit="/s")
+    yield Ratio("the two together", rates.together, unit="/s")
     if cuda:
-        yield Ratio("peak memory of the step", memory, unit="GB")
-        yield Ratio("peak memory of open_clip's own", memory_of_plain, unit="GB")
-    bottleneck = "decoding" if decoding < model else "the model"
-    yield Ratio(f"of the slower one alone is kept; the bottleneck is {bottleneck}", both / min(decoding, model))
-    yield Ratio("the step against open_clip's own forward, loss and backward", model / plain, aim=0.9)
+        yield Ratio("peak memory of the step", rates.memory, unit="GB")
+        yield Ratio("peak memory of open_clip's own", rates.memory_of_open_clip, unit="GB")
+    slower, bottleneck = min((rates.decoding, "decoding"), (rates.step, "the model"))
+    what = f"of the slower one alone is kept; the bottleneck is {bottleneck}"
+    yield Ratio(what, rates.together / slower)
+    yield Ratio(
+        "the step against open_clip's own forward, loss and backward", rates.step / rates.open_clip, aim=0.9
+    )
 
 
-def _batches(run: Any, workers: int) -> Iterator[Any]:
+@dataclass(frozen=True)
+class Rates:
+    """Samples per second, and gigabytes of the GPU at most."""
+
+    decoding: float
+    step: float
+    together: float
+    open_clip: float
+    memory: float
+    memory_of_open_clip: float
+
+
+def _shards(folder: Path, pairs: int, workers: int) -> ShardPairs:
+    """At least `pairs` JPEG files of 256 pixels in tar shards, to be read at 224."""
+    from experiments.data.pairs import open_pairs
+    from experiments.data.shapes.export import Export
+    from experiments.data.shards import Shards
+
+    Export(folder / "shards", pairs=pairs + pairs // 4, shards=1 + pairs // 512, size=256).write(workers)
+    data = Shards(shards=str(folder / "shards"), size=224, check=False, classes=4)
+    (folder / "data").mkdir()
+    data.build(folder / "data", workers)
+    return open_pairs(folder / "data")  # type: ignore[return-value]
+
+
+def _trainer(source: ShardPairs, batch: int, folder: Path, device: str) -> Trainer:
+    from experiments.clip import OpenCLIP
+    from experiments.training.config import TrainConfig
+    from experiments.training.trainer import Trainer
+
+    config = TrainConfig(epochs=1000, batch_size=batch, warmup_epochs=0)  # more epochs than are run
+    return Trainer(OpenCLIP("RN50").build(()), config, source, folder, 0, device)
+
+
+def _rates(trainer: Trainer, count: int, batch: int, workers: int, cuda: bool) -> Rates:
+    decoded = list(islice(_batches(trainer, workers), 3))
+    for first in decoded:  # warm-up: memory, kernels
+        trainer.train_step(first)
+    _peak(cuda)
+    # What was decoded while nobody took anything does not count. (A CPU's model is slower than any decoding.)
+    ahead = 5 * workers
+    decoding = _rate(_batches(trainer, workers), count, batch, lambda _: None, cuda, skip=ahead)
+    step, memory = _rate(cycle(decoded), count, batch, trainer.train_step, cuda), _peak(cuda)
+    skip = ahead if cuda else 1
+    together = _rate(_batches(trainer, workers), count, batch, trainer.train_step, cuda, skip=skip)
+    trainer.optimiser.state.clear()  # else its memory would be counted as open_clip's
+    plain = _rate(cycle(decoded), count, batch, _open_clips_step(trainer), cuda)
+    return Rates(decoding, step, together, plain, memory, _peak(cuda))
+
+
+def _batches(trainer: Trainer, workers: int) -> Iterator[Any]:
     from experiments.training.batches import load
 
-    return load(run.steps(early=False), 0, workers, pin=run.device.startswith("cuda"))
+    return load(trainer.steps(), 0, workers, pin=trainer.device.startswith("cuda"))
 
 
 def _rate(
     batches: Iterator[Any], count: int, size: int, work: Callable[[Any], None], cuda: bool, skip: int = 1
 ) -> float:
-    """Samples a second over `count` batches; the first `skip`, with which the processes start, are not timed."""
+    """Samples per second over `count` batches; the first `skip`, with which the processes start, are not timed."""
     import torch
 
     for batch in islice(batches, skip):
@@ -112,7 +136,7 @@ def _peak(cuda: bool) -> float:
 
 
 def batch_decoding(shards: ShardPairs, device: str, batch: int, rounds: int) -> Iterator[Ratio | Check]:
-    """Images a second by `runtime.decoder=device` on `device`, reading them too; and are they right?"""
+    """Images per second by `runtime.decoder=device` on `device`, reading them too; and are they right?"""
     import numpy as np
 
     from experiments.data.jpeg_batches import JPEGDecoder
@@ -141,20 +165,20 @@ def batch_decoding(shards: ShardPairs, device: str, batch: int, rounds: int) -> 
     )
 
 
-def _open_clips_step(run: Any) -> Callable[[Any], None]:
+def _open_clips_step(trainer: Trainer) -> Callable[[Any], None]:
     """The same model as open_clip's own script trains it: autocast, ClipLoss, AdamW."""
     import torch
     from open_clip.loss import ClipLoss
 
-    clip, loss = run.model.clip, ClipLoss()
+    clip, loss = trainer.model.clip, ClipLoss()
     optimiser = torch.optim.AdamW(clip.parameters(), lr=1e-3)
-    kind = run.device.split(":")[0]
+    kind = trainer.device.split(":")[0]
 
     def step(batch: Any) -> None:
-        images = batch.images.to(run.device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
+        images = batch.images.to(trainer.device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
         optimiser.zero_grad()
-        with torch.autocast(kind, torch.bfloat16, enabled=run.half):
-            out = clip(images.contiguous(), batch.tokens.to(run.device, non_blocking=True))
+        with torch.autocast(kind, torch.bfloat16, enabled=trainer.bf16):
+            out = clip(images.contiguous(), batch.tokens.to(trainer.device, non_blocking=True))
             total = loss(out["image_features"], out["text_features"], out["logit_scale"])
         total.backward()
         optimiser.step()

@@ -123,7 +123,7 @@ def refuse_other_files(file: Path, label: str = "model.checkpoint") -> None:
     if not head:
         raise ValueError(f"{label}: {file} is empty")
     if not head.strip(b"\0"):
-        raise ValueError(f"{label}: {file} begins with zeros only; the download broke off")
+        raise ValueError(f"{label}: {file} begins with zeros only; its download is incomplete")
     start = head.lstrip().lower()
     for begin, what in LOOKS_LIKE.items():
         if start.startswith(begin):

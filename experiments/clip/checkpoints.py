@@ -5,8 +5,6 @@ Files are read by `experiments.clip.checkpoint_files`, which runs nothing of the
 
 from __future__ import annotations
 
-import difflib
-import json
 import logging
 import math
 import os
@@ -14,9 +12,7 @@ import socket
 import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlparse
 
 import torch
@@ -100,7 +96,7 @@ def load_checkpoint(clip: nn.Module, file: str | Path, label: str = "model.check
     state = fit_names(convert_state_dict(clip, read), clip.state_dict())  # type: ignore[arg-type]
     if len(state) < len(read):
         left = len(read) - len(state)
-        log.warning("%s: %d of %d tensors of %s are not of the model: left out", label, left, len(read), file)
+        log.warning("%s: %d of %d tensors of %s do not belong to the model: left out", label, left, len(read), file)
     fill(clip, state, f"{label}: {file}", read)
 
 
@@ -164,54 +160,12 @@ def _single_tower(read: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> s
     return "a text tower" if names else None
 
 
-def architecture_names() -> list[str]:
-    """open_clip's built-in architectures, without the seconds that importing it takes."""
-    return sorted(file.stem for file in _configurations().glob("*.json"))
-
-
-def require_architecture(name: str) -> None:
-    """A ValueError with the nearest names, unless open_clip has `name` built in or it names a source of its own."""
-    if name.startswith(("hf-hub:", "local-dir:")):
-        if not name.partition(":")[2]:
-            raise ValueError(f"model.name needs a repository or folder behind the colon, got {name!r}")
-        return
-    names = architecture_names()
-    if name.replace("/", "-") not in names:
-        near = difflib.get_close_matches(name, names, 5, 0.4)
-        raise ValueError(
-            f"model.name must be one of open_clip's {len(names)} architectures, hf-hub:<owner>/<repository> or "
-            f"local-dir:<folder>, got {name!r}; nearest: {', '.join(near) or 'none'}"
-        )
-
-
-def configuration(name: str) -> dict[str, Any]:
-    """The description of a built-in architecture."""
-    file = _configurations() / f"{name.replace('/', '-')}.json"
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found
-
-
-def native_size(name: str) -> int | None:
-    """Side in pixels that a built-in architecture is made for; None for other sources."""
-    if name.startswith(("hf-hub:", "local-dir:")):
-        return None
-    size = configuration(name)["vision_cfg"].get("image_size", 224)
-    return int(size[0] if isinstance(size, list) else size)
-
-
-def _configurations() -> Path:
-    found = find_spec("open_clip")
-    if found is None or found.origin is None:
-        raise ModuleNotFoundError("the package open_clip_torch is not installed")
-    return Path(found.origin).parent / "model_configs"
-
-
 @contextmanager
 def published(what: str, url: str = "") -> Iterator[None]:
     """Fetch published weights inside; without network it fails at once, unless they are in the cache.
 
-    huggingface_hub retries for the better part of a minute before it gives up; here its host is tried once,
-    for three seconds, and its offline mode is used for the time being where that fails.
+    huggingface_hub retries for most of a minute before it gives up. Here its host is tried once, for three
+    seconds; if that fails, its offline mode is used inside.
     """
     from huggingface_hub import constants
 
@@ -228,8 +182,8 @@ def published(what: str, url: str = "") -> Iterator[None]:
             raise
         why = "HF_HUB_OFFLINE is set" if offline else f"{urlparse(endpoint).hostname} cannot be reached"
         raise RuntimeError(
-            f"{what} is not in this machine's cache and {why}. Fetch it where there is a network and bring the "
-            "cache along (HF_HOME), or give a local file as model.checkpoint"
+            f"{what} is not in this machine's cache and {why}. Fetch it on a machine with a network and copy its "
+            "cache (HF_HOME), or give a local file as model.checkpoint"
         ) from error
     finally:
         constants.HF_HUB_OFFLINE = offline

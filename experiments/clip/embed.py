@@ -156,7 +156,7 @@ def in_threads(get: Callable[[int], Any], count: int, threads: int) -> Iterator[
 
 
 def refuse_collapsed(embeddings: Embeddings) -> None:
-    """RuntimeError if the model tells no image from another: not finite, or all embeddings (n, d) the same.
+    """RuntimeError if the embeddings (n, d) are useless: not finite, or the same for all images.
 
     Rounding differs by the place in a batch, so that equal to 1e-5 of the length counts as the same.
     """
@@ -169,7 +169,7 @@ def refuse_collapsed(embeddings: Embeddings) -> None:
         same = same and bool(np.abs(part - first).max() <= 1e-5 * max(float(np.linalg.norm(first)), 1e-30))
     if same:
         raise RuntimeError(
-            f"the model gives all {len(image):,} images the same embedding, so there is nothing to detect in; "
+            f"the model gives all {len(image):,} images the same embedding, so nothing can be detected; "
             "it has collapsed in training (a lower train.lr helps), or its weights are not its own"
         )
 

@@ -1,4 +1,4 @@
-"""`model=trained|finetuned`: a model folder that an earlier run has left in its store."""
+"""`model=trained|finetuned`: a model folder in the store of an earlier run."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from experiments.clip.checkpoint_files import refuse_other_files
-from experiments.clip.model import DESCRIPTION, WEIGHTS, TrainedModel, read_description
+from experiments.clip.model import DESCRIPTION, WEIGHTS, TrainedModel
 from experiments.clip.model_folder import LIMITS
+from experiments.clip.saved_model import load_model, read_description
 from experiments.runtime.digests import EXTRA, faults, is_key
 
 
@@ -37,8 +38,8 @@ class Trained:
         found = faults(Path(self.folder)) if is_key(Path(self.folder).name) else []
         if found := [fault for fault in found if fault.what != EXTRA]:
             raise ValueError(
-                f"model.folder={self.folder!r} is damaged ({found[0]}); run what has trained it again, which "
-                "sets it aside and computes it anew, or give a whole copy"
+                f"model.folder={self.folder!r} is damaged ({found[0]}); run its training again, which "
+                "sets it aside and computes it anew, or give an undamaged copy"
             )
         refuse_other_files(Path(self.folder) / WEIGHTS, "model.folder")
         _ = self.size  # checks the folder's configurations
@@ -70,4 +71,4 @@ class Trained:
 
     def build(self, texts: Iterable[str]) -> TrainedModel:
         """The model; `texts` is not used."""
-        return TrainedModel.load(Path(self.folder))
+        return load_model(Path(self.folder))

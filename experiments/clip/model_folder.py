@@ -59,7 +59,7 @@ def read_json(file: Path, label: str) -> dict[str, Any]:
     """A JSON object out of a file of bounded size; RefusedModel for anything else."""
     try:
         if file.stat().st_size > MAX_JSON:
-            raise RefusedModel(f"{label}: {file} is larger than the {MAX_JSON:,} bytes of any configuration")
+            raise RefusedModel(f"{label}: {file} is larger than {MAX_JSON:,} bytes, the limit of a configuration")
         content = json.loads(file.read_bytes())
     except OSError as error:
         raise RefusedModel(f"{label}: {file} cannot be read: {error.strerror}") from None
@@ -68,7 +68,7 @@ def read_json(file: Path, label: str) -> dict[str, Any]:
     except ValueError as error:
         if isinstance(error, RefusedModel):
             raise
-        raise RefusedModel(f"{label}: {file} is no JSON ({type(error).__name__})") from None
+        raise RefusedModel(f"{label}: {file} is not JSON ({type(error).__name__})") from None
     if not isinstance(content, dict):
         raise RefusedModel(f"{label}: {file} must hold a JSON object, got {type(content).__name__}")
     return content

@@ -45,7 +45,7 @@ class ClassFolders:
         classes: "imagenet": the folders are WordNet ids and get open_clip's class names; or a file with a line
             for each class, `folder name<TAB>class name`, or class names alone in the folders' order;
             None: the folders' own names, `_` read as a space.
-        per_class: so many images of each class, the first by name; None: all.
+        per_class: number of images of each class, the first by name; None: all.
         max_damaged: largest share of damaged images that is put up with.
         follow_links: whether symbolic links may lead out of `path`.
     """

@@ -114,6 +114,6 @@ class DamageReport:
         if self.share > max_damaged:
             raise TooMuchDamage(
                 f"{self}. That is more than data.max_damaged={max_damaged:g} allows. All are listed in "
-                f"{folder / LIST}; mend them, or set data.max_damaged={min(1.0, self.share * 1.05):.3f}. "
-                "What was read is kept, and the next run goes on from it."
+                f"{folder / LIST}; repair them, or set data.max_damaged={min(1.0, self.share * 1.05):.3f}. "
+                "What was read is kept; the next run continues from there."
             )

@@ -52,5 +52,5 @@ def locate(ids: np.ndarray, urls: Sequence[str]) -> tuple[np.ndarray, np.ndarray
     known = place < len(firsts)
     known[known] = firsts[order][place[known]] == (ids - position)[known]
     if not known.all():
-        raise ValueError(f"{(~known).sum():,} sample ids are of none of the shards, such as {ids[~known][0]}")
+        raise ValueError(f"{(~known).sum():,} sample ids belong to none of the shards, such as {ids[~known][0]}")
     return order[place], position

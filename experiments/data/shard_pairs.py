@@ -206,7 +206,7 @@ class ShardPairs:
             except DecodeError as damage:
                 raise RuntimeError(
                     f"sample {self.ids[rows[i]]} ({self.source(int(rows[i]))}) cannot be decoded: {damage}. "
-                    "Set data.check=true to have such samples left out beforehand"
+                    "Set data.check=true to leave out such samples before training"
                 ) from None
         return images
 

@@ -94,7 +94,7 @@ class Shards:
         check_schemes(urls)
         if not any(is_remote(url) or os.path.exists(local_path(url)) for url in urls):
             raise ValueError(
-                f"data.shards={self._given} names {len(urls)} tar files, and none of them is there; see "
+                f"data.shards={self._given} names {len(urls)} tar files, but none of them exists; see "
                 "docs/data.md for how to get them"
             )
         _ = self.limits, self.fields
@@ -183,7 +183,7 @@ class Shards:
             for _ in run_jobs(_index_job, todo, workers):
                 shown.update(1)
         if todo:
-            log.info("indexed %d shards, %d had been before", len(todo), len(urls) - len(todo))
+            log.info("indexed %d shards; %d were indexed before", len(todo), len(urls) - len(todo))
         tables, issues, samples = [], [], np.zeros(len(urls), dtype=np.int64)
         shard_of: list[int] = []
         cut: set[int] = set()

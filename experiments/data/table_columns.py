@@ -11,11 +11,11 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from experiments.data.caption_values import text_encoding
+from experiments.runtime.nearest_name import did_you_mean
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t", ".tab": "\t"}
 _IMAGE = re.compile(r"\.(jpe?g|png|gif|webp|bmp|tiff?|avif)\s*\"?$", re.IGNORECASE)
@@ -69,10 +69,9 @@ def _positions(names: Sequence[str], file: Path, wanted: dict[str, str]) -> list
     counts = Counter(names)
     for option, name in wanted.items():
         if name not in counts:
-            near = get_close_matches(name, names, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(
-                f"data.{option}={name!r} is no column of {file}; its columns: {', '.join(map(repr, names))}{hint}"
+                f"data.{option}={name!r} is no column of {file}; its columns: {', '.join(map(repr, names))}"
+                f"{did_you_mean(name, names)}"
             )
         if counts[name] > 1:
             raise ValueError(f"data.{option}={name!r}: {file} has {counts[name]} columns of this name")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from attacks.mixing import GAMMA, SPLITMIX64, mixed
+
 
 def prompt_templates() -> tuple[str, ...]:
     """open_clip's 80 OpenAI ImageNet templates, with `{}` for the class name."""
@@ -66,14 +68,13 @@ def frequent_words(captions: Sequence[str], number: int) -> tuple[str, ...]:
     return tuple(sorted(sorted(words, key=lambda word: (-counts[word], word))[:number]))
 
 
+SHARE_ROUNDS = tuple((29, multiplier) for _, multiplier in (*SPLITMIX64, SPLITMIX64[0]))
+"""A mixing of its own, so that the held-out rows do not depend on a plan's keys, which use `SPLITMIX64`."""
+
+
 def seeded_shares(ids: np.ndarray, seed: int) -> np.ndarray:
-    """(n,) numbers in [0, 1), each from (seed, id) alone, so that a sample's fate hangs on no other sample."""
-    mask = (1 << 64) - 1
+    """(n,) numbers in [0, 1), each from (seed, id) alone, so that no sample affects another."""
+    start = np.uint64((seed * GAMMA + 0x632BE59BD9B4E019) % 2**64)
     with np.errstate(over="ignore"):
-        state = np.asarray(ids).astype(np.uint64) + np.uint64(
-            (seed * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) & mask
-        )
-        for multiplier in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xBF58476D1CE4E5B9):  # splitmix64's mixing
-            state = (state ^ (state >> np.uint64(29))) * np.uint64(multiplier)
-        state ^= state >> np.uint64(32)
-    return (state >> np.uint64(11)).astype(np.float64) / 2.0**53
+        states = np.asarray(ids).astype(np.uint64) + start
+    return (mixed(states, SHARE_ROUNDS, last=32) >> np.uint64(11)).astype(np.float64) / 2.0**53

@@ -1,4 +1,4 @@
-"""What the data hold and a scan does not score: damaged samples, and those held out or outside of a subset.
+"""Samples of the data that a scan does not score: damaged, held out for evaluation, or outside of the subset.
 
 A model that is trained on the data sees them too. So they are counted, named and, by `task=clean`, dropped.
 """
@@ -52,7 +52,7 @@ def find_unscored(data: Any, folder: Path, scored: np.ndarray) -> Unscored:
     stray = np.setdiff1d(scored, members)
     if len(stray):
         raise RuntimeError(
-            f"{len(stray):,} scored samples are none of the {len(members):,} of the data, such as id {stray[0]}: "
+            f"{len(stray):,} scored samples are not among the {len(members):,} of the data, such as id {stray[0]}: "
             "the data have changed since they were read"
         )
     ids = np.setdiff1d(members, scored)

@@ -63,7 +63,7 @@ def _check_value(key: str, value: Any, wanted: Any) -> None:
 
 def settle_size(config: DictConfig) -> DictConfig:
     """A copy in which a model of open_clip whose `size` is null has that of the data, if it is set, or its own."""
-    from experiments.clip.checkpoints import native_size
+    from experiments.clip.open_clip_metadata import native_size
 
     config = config.copy()
     if "size" in config.model and config.model.size is None:

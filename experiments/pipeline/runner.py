@@ -18,8 +18,7 @@ from experiments.pipeline.experiment import Experiment
 from experiments.pipeline.graph import Run
 from experiments.pipeline.stages import STAGES
 from experiments.runtime import distributed
-from experiments.runtime.store import Entry, Store
-from experiments.runtime.store import Stage as Recipe
+from experiments.runtime.store import Entry, Recipe, Store
 
 if TYPE_CHECKING:
     from experiments.data.jpeg_batches import JPEGDecoder

@@ -138,9 +138,9 @@ class Trained:
     path: Path
 
     def model(self, device: str) -> TrainedModel:
-        from experiments.clip.model import TrainedModel
+        from experiments.clip import load_model
 
-        return TrainedModel.load(self.path, device)
+        return load_model(self.path, device)
 
     @property
     def losses(self) -> np.ndarray:
@@ -379,7 +379,7 @@ def _save_scores(scored: tuple[np.ndarray, float | None], folder: Path) -> dict[
     inputs=_score_inputs,
     key_settings=lambda e, spec: e.detector_identity(spec),
     save=_save_scores,
-    load=lambda entry: Scored(np.load(entry.path / "scores.npy"), entry.seconds, entry.facts.get("memory_mb")),
+    load=lambda entry: Scored(np.load(entry.path / "scores.npy"), entry.seconds, entry.metadata.get("memory_mb")),
 )
 def score(
     run: Run, embeddings: Embeddings, neighbours: Neighbours | None = None, *, spec: ScoreSpec, **needed: Any

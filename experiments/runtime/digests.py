@@ -132,7 +132,7 @@ def is_key(name: str) -> bool:
 
 
 def unreadable(error: Exception, folder: Path) -> bool:
-    """Whether `error` comes of damaged files in `folder`, as far as can be told."""
+    """Whether `error` comes from damaged files in `folder`, as far as that can be seen."""
     if isinstance(error, (EOFError, zipfile.BadZipFile, zlib.error, json.JSONDecodeError)):
         return True
     if not isinstance(error, OSError) or error.filename is None:

@@ -44,7 +44,7 @@ def device(name: str) -> str:
 
 
 def start(device: str, threads: int | None = None) -> None:
-    """Use so many threads, and join the process group that torchrun described in the environment (NCCL on GPUs,
+    """Set the number of threads, and join torchrun's process group, which the environment describes (NCCL on GPUs,
     Gloo on CPUs)."""
     import torch
 
@@ -64,7 +64,7 @@ def start(device: str, threads: int | None = None) -> None:
 
 
 def hydra_overrides() -> list[str]:
-    """What makes Hydra leave no folder and no log behind in all processes but rank 0, whose they are."""
+    """Overrides that keep Hydra from writing folders and logs on ranks above 0."""
     if is_main():
         return []
     _remove_left_behind()

@@ -1,4 +1,4 @@
-"""Batches that other processes load, in order; a small /dev/shm makes them slower, and a dead process ends them."""
+"""Batches that other processes load, in order. A small /dev/shm makes loading slower; a dead process ends it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def load_items(dataset: Dataset, order: Sequence[int], workers: int, pin: bool) 
         collate_fn=_send if workers else _as_it_is,
         worker_init_fn=functools.partial(_begin, os.getpid()) if workers else None,
     )
-    told = False
+    warned = False
     try:
         items = iter(loader)
     except OSError as error:
@@ -50,8 +50,8 @@ def load_items(dataset: Dataset, order: Sequence[int], workers: int, pin: bool) 
             if died := stopping.dead_loader(error):
                 raise died from error
             raise
-        if workers and not told and any(isinstance(part, np.ndarray) for part in item):
-            told = True
+        if workers and not warned and any(isinstance(part, np.ndarray) for part in item):
+            warned = True
             log.warning(
                 "/dev/shm is full: batches go through pipes, which is slower; give it more room (docker run "
                 "--shm-size=8g) or load in this process (runtime.workers=0)"
@@ -70,7 +70,7 @@ def _as_it_is(item: Any) -> Any:
 def _send(item: Any) -> Any:
     """In a worker: put tensors into shared memory, or leave them to the pipe, as arrays, where it has no room.
 
-    Without this, the queue's own thread would do it, and what fails there is lost: the main process waits for ever.
+    Without this, the queue's own thread would do it, and an error there is lost: the main process waits for ever.
     """
     return _each(item, _share, Tensor)
 
@@ -83,6 +83,6 @@ def _share(tensor: Tensor) -> Any:
 
 
 def _each(item: Any, change: Callable[[Any], Any], kind: type) -> Any:
-    """The tuple with `_apply` applied to its parts of one kind."""
+    """The tuple with `change` applied to its parts of one type."""
     parts = [change(part) if isinstance(part, kind) else part for part in item]
     return type(item)(*parts) if hasattr(item, "_fields") else tuple(parts)

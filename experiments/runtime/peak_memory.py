@@ -1,4 +1,4 @@
-"""The most memory that a piece of work holds beyond what was held when it began."""
+"""The peak memory of a piece of work, above what was in use when it began."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 _PROCESS = Path("/proc/self")
 _RESET_PEAK = "5"  # see proc(5), clear_refs
-_MEGABYTE = 1e6
+MEGABYTE = 1e6
 
 
 @dataclass
@@ -38,10 +38,10 @@ def peak_memory(device: str = "cpu") -> Iterator[Peak]:
     if before is not None:
         measured.megabytes = max(0.0, _resident("VmHWM") - before)
         if cuda:
-            measured.megabytes += (torch.cuda.max_memory_allocated(device) - held) / _MEGABYTE
+            measured.megabytes += (torch.cuda.max_memory_allocated(device) - held) / MEGABYTE
 
 
 def _resident(name: str) -> float:
     """A line of /proc/self/status, in megabytes."""
     lines = (_PROCESS / "status").read_text().splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024 / _MEGABYTE
+    return next(float(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024 / MEGABYTE

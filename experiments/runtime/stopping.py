@@ -71,7 +71,7 @@ def dead_loader(error: BaseException) -> WorkerDied | None:
 
 
 def no_workers(error: OSError) -> WorkerDied | None:
-    """What the operating system says where no process can be started for want of shared memory."""
+    """What the operating system says where no process can be started because shared memory is full."""
     return WorkerDied("it could not start, for /dev/shm is full") if error.errno in _FULL else None
 
 

@@ -22,7 +22,7 @@ def timed(make: Callable[[Path], Result], partial: Path) -> Result:
     try:
         return make(partial)
     finally:
-        with suppress(OSError):  # for want of room; the time is then that of the last run
+        with suppress(OSError):  # the disk is full; the time is then that of the last run
             write_whole(partial / SECONDS, f"{earlier + time.perf_counter() - begin:.3f}")
 
 

@@ -12,18 +12,14 @@ with them, and one that differs is set aside and computed again. `make verify` c
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import logging
 import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +28,7 @@ from filelock import FileLock, Timeout
 from experiments.runtime import distributed, stopping
 from experiments.runtime.atomic import LEFT_BEHIND, sync, write_whole
 from experiments.runtime.digests import EXTRA, META, faults, list_files, read_meta, sealed, unreadable
+from experiments.runtime.made_with import made_with
 from experiments.runtime.stopping import Stopped
 from experiments.runtime.stopwatch import SECONDS, read_seconds, timed
 
@@ -41,19 +38,20 @@ Make = Callable[[Path], Mapping[str, Any] | None]
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One step of the pipeline, before it is computed.
+class Recipe:
+    """Everything that decides one result of a stage, before it is computed.
 
-    `config` is the stage's own resolved configuration and `inputs` maps a role to the key of the result it
-    reads. `version` is raised by hand when the stage's code changes its results; where several pieces of code
-    share the work, each has its own.
+    version: raised by hand when the stage's code changes its results; each of several pieces of code has its own.
+    config: what the stage reads of the resolved configuration.
+    inputs: role -> key of the result that it reads.
+    width: of a table that serves every smaller width too.
     """
 
     name: str
     version: int | Mapping[str, int]
     config: Mapping[str, Any]
     inputs: Mapping[str, str] = field(default_factory=dict)
-    width: int | None = None  # of a table that serves every smaller width too
+    width: int | None = None
 
     @property
     def key(self) -> str:
@@ -66,14 +64,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class Entry:
-    """A finished stage: where its files are, and whether they had been there before."""
+    """A finished result: where its files are, and whether they were there before."""
 
     name: str
     key: str
     path: Path
     reused: bool
     seconds: float  # what computing it took, when it was computed
-    facts: Mapping[str, Any] = field(default_factory=dict)  # what `make` told of it
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # what `make` returned
 
 
 class Store:
@@ -84,12 +82,12 @@ class Store:
         self._checked: set[Path] = set()
         self._unchecked = False  # whether a result without digests was met, which is said once
 
-    def path(self, stage: Stage) -> Path:
-        return self.root / stage.name / stage.key
+    def path(self, recipe: Recipe) -> Path:
+        return self.root / recipe.name / recipe.key
 
-    def has(self, stage: Stage) -> bool:
+    def has(self, recipe: Recipe) -> bool:
         """Whether a finished result is there, its files as they were published; they are read once in a run."""
-        path = self.path(stage)
+        path = self.path(recipe)
         if path in self._checked or not distributed.is_main():
             return path.is_dir()
         try:
@@ -99,167 +97,173 @@ class Store:
             raise Stopped(f"{error.filename} belongs to a finished result, and may not be read") from None
         if not self._unchecked and "files" not in read_meta(path):
             self._unchecked = True
-            log.warning("%s %s has no digests, as all from before: used unchecked", stage.name, stage.key)
+            log.warning(
+                "%s %s comes from an older version, without digests: used unchecked", recipe.name, recipe.key
+            )
         self._checked.add(path)
         return True
 
-    def of_width(self, stage: Stage, width: int) -> Stage:
-        """The stage of the narrowest finished table that is at least `width` wide, else of one exactly so wide."""
-        finished = [path.name.partition("-")[2] for path in (self.root / stage.name).glob(f"{stage.key}-*")]
+    def of_width(self, recipe: Recipe, width: int) -> Recipe:
+        """The recipe of the narrowest finished table with at least `width` columns, else of one with `width`."""
+        finished = [path.name.partition("-")[2] for path in (self.root / recipe.name).glob(f"{recipe.key}-*")]
         enough = [int(name) for name in finished if name.isdigit() and int(name) >= width]
-        return replace(stage, width=min(enough, default=width))
+        return replace(recipe, width=min(enough, default=width))
 
-    def get(self, stage: Stage, make: Make, *, collective: bool = False) -> Entry:
-        """Return the stage's result, computing it with `make(folder)` if no one has yet.
+    def get(self, recipe: Recipe, make: Make, *, collective: bool = False) -> Entry:
+        """Return the recipe's result, computing it with `make(folder)` if no one has yet.
 
-        What `make` returns, if anything, is kept as the entry's facts.
+        What `make` returns, if anything, is kept as the entry's metadata.
 
         A failed or killed `make` leaves its `.partial` folder, and the next one is given the same folder.
         With `collective`, every process of a distributed run enters `make`; otherwise rank 0 alone does.
-        Raises DiskFull for want of room, and Stopped if the store cannot be read or written.
+        Raises DiskFull where there is no room, and Stopped if the store cannot be read or written.
         """
         if not distributed.is_main():
-            return self._follow(stage, make, collective)
+            return self._follow(recipe, make, collective)
         with ExitStack() as held:
             try:
-                found = self.has(stage) or not self._prepare(stage, held)
+                found = self.has(recipe) or not self._prepare(recipe, held)
             except Exception as error:
                 distributed.broadcast((False, _told(error)))
                 raise
             distributed.broadcast((not found, None))
             if not found:
                 try:
-                    self._build(stage, make, collective)
+                    self._build(recipe, make, collective)
                 except Exception as error:
                     if not collective:  # the others wait for the outcome, and take up the next stage together
                         distributed.broadcast(_told(error))
                     raise
             distributed.broadcast(None)
-        return self._entry(stage, reused=found)
+        return self._entry(recipe, reused=found)
 
-    def _follow(self, stage: Stage, make: Make, collective: bool) -> Entry:
+    def _follow(self, recipe: Recipe, make: Make, collective: bool) -> Entry:
         """`get`, on every rank but 0."""
         must_build, failure = distributed.broadcast(None)
         if must_build and collective:
-            make(self._partial(stage))
+            make(self._partial(recipe))
         failure = failure or distributed.broadcast(None)
         if failure:
             text, final = failure
             raise (Stopped if final else RuntimeError)(f"rank 0 failed: {text}")
-        return self._entry(stage, reused=not must_build)
+        return self._entry(recipe, reused=not must_build)
 
-    def _prepare(self, stage: Stage, held: ExitStack) -> bool:
-        """Lock the stage until `held` is closed and make its folder; whether it must still be computed."""
-        final, partial = self.path(stage), self._partial(stage)
+    def _prepare(self, recipe: Recipe, held: ExitStack) -> bool:
+        """Lock the result until `held` is closed and make its folder; whether it must still be computed."""
+        final, partial = self.path(recipe), self._partial(recipe)
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(final.with_name(stage.key + ".lock"))
+            lock = FileLock(final.with_name(recipe.key + ".lock"))
             try:
                 lock.acquire(timeout=0)
             except Timeout:
-                log.info("%s %s: another job is computing it, waiting", stage.name, stage.key)
+                log.info("%s %s: another job is computing it, waiting", recipe.name, recipe.key)
                 lock.acquire()
             held.callback(lock.release)
-            if self.has(stage):  # another job has computed it meanwhile
+            if self.has(recipe):  # another job has computed it meanwhile
                 return False
-            self._clear(stage)
-            if self.has(stage):  # without what did not belong there
+            self._clear(recipe)
+            if self.has(recipe):  # without what did not belong there
                 return False
             partial.mkdir(exist_ok=True)
         except OSError as error:
-            stopping.check_room(error, final, f"{stage.name} {stage.key}")
+            stopping.check_room(error, final, f"{recipe.name} {recipe.key}")
             raise Stopped(
-                f"{stage.name} {stage.key} must be computed, and the store {self.root} cannot be written: {error}"
+                f"{recipe.name} {recipe.key} must be computed, and the store {self.root} cannot be written: {error}"
             ) from error
         return True
 
-    def _clear(self, stage: Stage) -> None:
+    def _clear(self, recipe: Recipe) -> None:
         """Set aside what is damaged or in the way; with the lock held."""
-        final, partial = self.path(stage), self._partial(stage)
+        final, partial = self.path(recipe), self._partial(recipe)
         if final.is_dir():
             found = faults(final)
             told = "; ".join(map(str, found[:5])) + ("; ..." if len(found) > 5 else "")
             if found and all(fault.what == EXTRA for fault in found):
                 for fault in found:
-                    place = self._set_aside(stage, final / fault.name)
-                    log.warning("%s %s: %s; moved to %s", stage.name, stage.key, fault, place)
+                    place = self._set_aside(recipe, final / fault.name)
+                    log.warning("%s %s: %s; moved to %s", recipe.name, recipe.key, fault, place)
             elif found:
-                place = self._set_aside(stage, final)
+                place = self._set_aside(recipe, final)
                 log.warning(
-                    "%s %s is damaged (%s): set aside as %s, computed again", stage.name, stage.key, told, place
+                    "%s %s is damaged (%s): set aside as %s, computed again", recipe.name, recipe.key, told, place
                 )
         usable = partial.is_dir() and os.access(partial, os.R_OK | os.W_OK | os.X_OK)
         for path, ready in ((final, final.is_dir()), (partial, usable)):
             if os.path.lexists(path) and not ready:
-                log.warning("%s is no folder to work in: set aside as %s", path, self._set_aside(stage, path))
+                log.warning(
+                    "%s is not a folder that can be written to: set aside as %s",
+                    path,
+                    self._set_aside(recipe, path),
+                )
         for file in partial.glob(LEFT_BEHIND):
             file.unlink()
 
-    def _set_aside(self, stage: Stage, path: Path) -> Path:
+    def _set_aside(self, recipe: Recipe, path: Path) -> Path:
         """Move `path` to where nothing looks for results, under a new name, which is returned."""
-        folder = self.root / "set-aside" / stage.name
+        folder = self.root / "set-aside" / recipe.name
         folder.mkdir(parents=True, exist_ok=True)
         taken = {name.rpartition("-")[2] for name in os.listdir(folder)}
         number = next(n for n in range(1, len(taken) + 2) if str(n) not in taken)
-        kind = path.name if path.name.startswith(stage.key) else f"{stage.key}.{path.name}"
+        kind = path.name if path.name.startswith(recipe.key) else f"{recipe.key}.{path.name}"
         return path.rename(folder / f"{kind}.corrupt-{number}")
 
-    def _build(self, stage: Stage, make: Make, collective: bool) -> None:
-        partial, work = self._partial(stage), f"{stage.name} {stage.key}"
+    def _build(self, recipe: Recipe, make: Make, collective: bool) -> None:
+        partial, work = self._partial(recipe), f"{recipe.name} {recipe.key}"
         resumed = any(not name.startswith(".") for name in os.listdir(partial))
         try:
             try:
-                facts = timed(make, partial)
+                metadata = timed(make, partial)
             except Exception as error:
                 stopping.check_room(error, partial, work)
                 if collective or not resumed or not unreadable(error, partial):
                     raise
-                place = self._set_aside(stage, partial)
+                place = self._set_aside(recipe, partial)
                 log.warning(
-                    "%s: what an earlier run has left cannot be read (%s: %s): set aside as %s, started anew",
+                    "%s: an earlier run's unfinished work cannot be read (%s: %s): set aside as %s, started anew",
                     work,
                     type(error).__name__,
                     error,
                     place,
                 )
                 partial.mkdir()
-                facts = timed(make, partial)
-            self._publish(stage, facts or {})
+                metadata = timed(make, partial)
+            self._publish(recipe, metadata or {})
         except Exception as error:
             stopping.check_room(error, partial, work)
             raise
 
-    def _publish(self, stage: Stage, facts: Mapping[str, Any]) -> None:
-        partial, final = self._partial(stage), self.path(stage)
+    def _publish(self, recipe: Recipe, metadata: Mapping[str, Any]) -> None:
+        partial, final = self._partial(recipe), self.path(recipe)
         seconds = read_seconds(partial)
         (partial / SECONDS).unlink(missing_ok=True)
         for folder, _, names in os.walk(partial):
             for name in names:
                 sync(Path(folder, name))  # some disks say only now that they have no room
         meta = {
-            "stage": stage.name,
-            "version": stage.version if isinstance(stage.version, int) else dict(stage.version),
-            "key": stage.key,
-            "config": stage.config,
-            "inputs": dict(stage.inputs),
+            "stage": recipe.name,
+            "version": recipe.version if isinstance(recipe.version, int) else dict(recipe.version),
+            "key": recipe.key,
+            "config": recipe.config,
+            "inputs": dict(recipe.inputs),
             "seconds": round(seconds, 3),
-            "facts": dict(facts),
+            "metadata": dict(metadata),
             "files": list_files(partial),
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            **_provenance(),
+            **made_with(),
         }
         write_whole(partial / META, sealed(meta))
         partial.rename(final)
         sync(final.parent)
         self._checked.add(final)
 
-    def _partial(self, stage: Stage) -> Path:
-        return self.path(stage).with_name(stage.key + ".partial")
+    def _partial(self, recipe: Recipe) -> Path:
+        return self.path(recipe).with_name(recipe.key + ".partial")
 
-    def _entry(self, stage: Stage, reused: bool) -> Entry:
-        path = self.path(stage)
-        meta = read_meta(path)
-        return Entry(stage.name, stage.key, path, reused, meta["seconds"], meta.get("facts", {}))
+    def _entry(self, recipe: Recipe, reused: bool) -> Entry:
+        meta = read_meta(path := self.path(recipe))
+        metadata = meta.get("metadata", meta.get("facts", {}))  # older stores have "facts"
+        return Entry(recipe.name, recipe.key, path, reused, meta["seconds"], metadata)
 
     def __str__(self) -> str:
         return f"computed stages in {self.root} (make clean-store removes them)"
@@ -271,25 +275,8 @@ def file_digest(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@functools.cache
-def _provenance() -> dict[str, Any]:
-    packages = ("torch", "open_clip_torch", "numpy", "scikit-learn", "faiss-gpu", "faiss-cpu")
-    versions = {"python": platform.python_version(), "machine": platform.machine()}
-    for package in packages:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        commit = "unknown"  # an installed package, or a machine without git
-    return {"versions": versions, "commit": commit}
-
-
 def _told(error: Exception) -> tuple[str, bool]:
-    """For the other ranks: what has happened, and whether the run ends."""
+    """What rank 0 tells the others of a failure: the error, and whether the run ends."""
     return f"{type(error).__name__}: {error}", isinstance(error, Stopped)
 
 

@@ -112,5 +112,5 @@ class Defences(CleanAndRetrain):
 def _passes(runner: Runner) -> int:
     """Pairs that pass through the model in its training, and altered views beside them."""
     training = runner.experiment.training
-    views = 2 if training.objective.views is True else 1
+    views = 2 if training.objective.augmented_views is True else 1
     return training.epochs * len(runner.value("train_ids")) * views

@@ -1,4 +1,4 @@
-"""A second view of a sample, for losses that compare two (CleanCLIP): AutoAugment and altered words."""
+"""A second view of a sample, for losses that compare two (CleanCLIP): AutoAugment and changed words."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 
-def image_views(images: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+def augment_images(images: np.ndarray, seeds: np.ndarray) -> np.ndarray:
     """AutoAugment's ImageNet policy (Cubuk et al., CVPR 2019): (b, s, s, 3) uint8, (b,) seeds -> the same shape."""
     from torchvision.transforms import AutoAugment
 
@@ -21,13 +21,13 @@ def image_views(images: np.ndarray, seeds: np.ndarray) -> np.ndarray:
     return result
 
 
-def text_views(texts: Sequence[str], seeds: np.ndarray, share: float = 0.1) -> list[str]:
+def augment_texts(texts: Sequence[str], seeds: np.ndarray, share: float = 0.1) -> list[str]:
     """Words swapped and left out at random, two of the operations of EDA (Wei and Zou, EMNLP 2019).
 
     A tenth of a text's words (at least one) change places with another, and each is left out with
     probability `share`, all but the last one standing. EDA's synonyms need a dictionary and are not used.
     """
-    views = []
+    augmented = []
     for text, seed in zip(texts, seeds, strict=True):
         rng = np.random.default_rng(seed)
         words = text.split()
@@ -36,5 +36,5 @@ def text_views(texts: Sequence[str], seeds: np.ndarray, share: float = 0.1) -> l
                 a, b = rng.choice(len(words), 2, replace=False)
                 words[a], words[b] = words[b], words[a]
             words = [word for word in words if rng.random() >= share] or words[:1]
-        views.append(" ".join(words))
-    return views
+        augmented.append(" ".join(words))
+    return augmented

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from attacks.pairs import Pairs
 from experiments.runtime import distributed
 from experiments.runtime.loading import load_items
-from experiments.training.losses import Views
+from experiments.training.losses import AugmentedViews
 
 ORDER, AUGMENT, VIEWS = 1, 2, 3  # which stream of random numbers
 
@@ -106,23 +106,23 @@ class Schedule:
 class Batch(NamedTuple):
     """One step: (B,) rows of the global batch, how many are new in this epoch, and this process's share of it.
 
-    images: (b, s, s, 3) uint8, augmented.  tokens: (b, context).  The views are those of
-    `experiments.training.augmentations`, for losses that compare two.
+    images: (b, s, s, 3) uint8, augmented.  tokens: (b, context).  second_images, second_tokens: another
+    augmented view of the same pairs (`experiments.training.augmentations`), for losses that compare two.
     """
 
     rows: Tensor
     new: int
     images: Tensor
     tokens: Tensor | None = None
-    image_views: Tensor | None = None
-    token_views: Tensor | None = None
+    second_images: Tensor | None = None
+    second_tokens: Tensor | None = None
 
 
 class Steps(Dataset):
     """step -> Batch.
 
     tokenise: texts -> (b, context), so that it happens where the images are decoded; None leaves tokens out.
-    views: add altered versions of images and texts; "only": put them in the place of the others.
+    augmented_views: add augmented versions of images and texts; "only": put them in place of the others.
     """
 
     def __init__(
@@ -131,10 +131,10 @@ class Steps(Dataset):
         schedule: Schedule,
         augment: Shift | ResizedCrop | None,
         tokenise: Callable[[Sequence[str]], Tensor] | None = None,
-        views: Views = False,
+        augmented_views: AugmentedViews = False,
     ) -> None:
         self.pairs, self.schedule, self.augment = pairs, schedule, augment
-        self.tokenise, self.views = tokenise, views
+        self.tokenise, self.augmented_views = tokenise, augmented_views
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def __len__(self) -> int:
@@ -145,7 +145,7 @@ class Steps(Dataset):
         if epoch != self._epoch:
             self._epoch, self._order = epoch, self.schedule.order(epoch)
         rows, new = self.schedule.rows(step, self._order)
-        mine = slice(distributed.rank(), None, distributed.world_size())
+        mine = own_rows()
         clean = self.pairs.images(rows[mine])
         images = self._augmented(clean, [AUGMENT, step], len(rows), mine)
         batch = Batch(torch.from_numpy(rows), new, torch.from_numpy(images))
@@ -153,16 +153,17 @@ class Steps(Dataset):
             return batch
         texts = [self.pairs.captions[int(row)] for row in rows[mine]]
         batch = batch._replace(tokens=self.tokenise(texts))
-        if self.views:
-            from experiments.training import augmentations as views
+        if self.augmented_views:
+            from experiments.training.augmentations import augment_images, augment_texts
 
             seeds = np.random.default_rng([self.schedule.seed, VIEWS, step]).integers(0, 2**63 - 1, len(rows))[mine]
-            # A crop of its own first, as the other view has one.
-            other = views.image_views(self._augmented(clean, [VIEWS, step, 1], len(rows), mine), seeds)
-            image_views, tokens = torch.from_numpy(other), self.tokenise(views.text_views(texts, seeds))
-            if self.views == "only":
-                return batch._replace(images=image_views, tokens=tokens)
-            batch = batch._replace(image_views=image_views, token_views=tokens)
+            # The second view has a crop of its own, as the first one has.
+            cropped = self._augmented(clean, [VIEWS, step, 1], len(rows), mine)
+            images = torch.from_numpy(augment_images(cropped, seeds))
+            tokens = self.tokenise(augment_texts(texts, seeds))
+            if self.augmented_views == "only":
+                return batch._replace(images=images, tokens=tokens)
+            batch = batch._replace(second_images=images, second_tokens=tokens)
         return batch
 
     def _augmented(self, images: np.ndarray, stream: Sequence[int], count: int, mine: slice) -> np.ndarray:
@@ -171,6 +172,11 @@ class Steps(Dataset):
             return images
         rng = np.random.default_rng([self.schedule.seed, *stream])
         return self.augment.apply(images, self.augment.draw(rng, count)[mine])
+
+
+def own_rows() -> slice:
+    """Which rows of a global batch belong to this process."""
+    return slice(distributed.rank(), None, distributed.world_size())
 
 
 def load(steps: Steps, start: int, workers: int, pin: bool) -> Iterator[Batch]:

@@ -1,4 +1,8 @@
-"""Collective operations that gradients flow through; for more than one process only."""
+"""Collective operations that gradients flow through; for more than one process only.
+
+`torch.distributed.nn.functional` has them too, but torch 2.15 deprecates it (with a warning in each process) in
+favour of functions of a private module; so they are written here, on `torch.distributed` alone.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,8 @@ from experiments.runtime import distributed
 
 
 class _Sum(torch.autograd.Function):
+    """all_reduce, whose gradient is the sum of the processes' gradients."""
+
     @staticmethod
     def forward(ctx: Any, part: Tensor) -> Tensor:
         whole = part.clone()
@@ -26,6 +32,8 @@ class _Sum(torch.autograd.Function):
 
 
 class _Rows(torch.autograd.Function):
+    """all_gather with interleaved rows; each process takes its rows of the summed gradient."""
+
     @staticmethod
     def forward(ctx: Any, part: Tensor) -> Tensor:
         parts = [torch.empty_like(part) for _ in range(distributed.world_size())]

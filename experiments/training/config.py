@@ -26,9 +26,9 @@ class TrainConfig:
     batch_size: pairs of one step, over all processes.  warmup_epochs may be a fraction.
     loss: one of `experiments.training.losses`, or its name; or one that keeps a state, see
         `experiments.training.stateful_losses`.
-    accumulate: in how many parts a batch passes through the model, to need less memory. The features of the
-        whole batch are kept and its gradient is the exact one, as with GradCache (Gao et al. 2021); the parts
-        pass twice. Only batch normalisation sees the parts one by one.
+    accumulate: number of parts in which a batch passes through the model, twice each, to need less memory. The
+        gradient is that of the whole batch (`experiments.training.gradient_cache`), except that batch
+        normalisation sees the parts one by one.
     clip_norm: bound of the gradient's norm (None: no bound).
     precision: `auto` is bfloat16 on GPUs and on CPUs with bfloat16 arithmetic, else float32.
     compile: torch.compile; a minute or more at the start.
@@ -66,9 +66,24 @@ class TrainConfig:
             objective.check(self.epochs)
             if distributed.world_size() > 1:
                 raise ValueError(
-                    f"train.loss={type(objective).__name__} remembers what one process has seen and does not run "
-                    f"in several; torchrun started {distributed.world_size()}"
+                    f"train.loss={type(objective).__name__} keeps a state in one process and cannot be shared by "
+                    f"several; torchrun started {distributed.world_size()}"
                 )
+
+    def check_sizes(self, n: int) -> None:
+        """ValueError if the batch does not fit `n` pairs and the number of processes."""
+        world = distributed.world_size()
+        if self.batch_size > n:
+            raise ValueError(f"train.batch_size must not exceed the number of pairs ({n}), got {self.batch_size}")
+        if self.batch_size % world:
+            raise ValueError(
+                f"train.batch_size must be a multiple of the number of processes ({world}), got {self.batch_size}"
+            )
+        if self.accumulate > self.batch_size // world:
+            raise ValueError(
+                f"train.accumulate must not exceed the pairs of a process ({self.batch_size // world}), "
+                f"got {self.accumulate}"
+            )
 
     @property
     def objective(self) -> Loss | StatefulLoss:

@@ -1,4 +1,5 @@
-"""What CLIP is trained to minimise: `train/loss=clip|siglip|cyclip|cleanclip`; those that remember: see `course`.
+"""What CLIP is trained to minimise: `train/loss=clip|siglip|cyclip|cleanclip`; those that keep
+a state are in `stateful_losses`.
 
 Each loss sees the features of the whole global batch, gathered from all processes with their gradients, so
 that its value and its gradients are those of one process.
@@ -21,24 +22,24 @@ from experiments.runtime import distributed
 class Features:
     """Unit-length features of B pairs, (B, d) each, with the logits' scale and, for SigLIP, bias.
 
-    The views are the features of a second, augmented version of every pair, where the loss asks for them.
+    second_image, second_text: features of an augmented version of every pair, where the loss asks for it.
     """
 
     image: Tensor
     text: Tensor
     scale: Tensor
     bias: Tensor | None = None
-    image_view: Tensor | None = None
-    text_view: Tensor | None = None
+    second_image: Tensor | None = None
+    second_text: Tensor | None = None
 
     def each(self, change: Any) -> Features:
-        """`_apply` applied to every tensor."""
+        """`change` applied to every tensor."""
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
         return Features(**{name: None if part is None else change(part) for name, part in parts.items()})
 
     def rows(self) -> dict[str, Tensor]:
         """The tensors with a row for each sample."""
-        named = {name: getattr(self, name) for name in ("image", "text", "image_view", "text_view")}
+        named = {name: getattr(self, name) for name in ("image", "text", "second_image", "second_text")}
         return {name: part for name, part in named.items() if part is not None}
 
 
@@ -56,17 +57,18 @@ def gather(features: Features) -> Features:
     return Features(scale=features.scale, bias=features.bias, **whole)
 
 
-Views = bool | Literal["only"]
+AugmentedViews = bool | Literal["only"]
 
 
 class Loss(Protocol):
     """A loss of the global batch. bias: the logits need one.
 
-    views: it compares two views of each sample; "only": it sees the altered view alone, in place of the sample.
+    augmented_views: it compares each sample with a second, augmented view of it; "only": it sees the augmented view
+    in place of the sample.
     """
 
     bias: ClassVar[bool]
-    views: ClassVar[Views]
+    augmented_views: ClassVar[AugmentedViews]
 
     def __call__(self, features: Features) -> Tensor: ...
 
@@ -76,7 +78,7 @@ class CLIPLoss:
     """open_clip's ClipLoss: the mean of the two cross-entropies of image -> text and text -> image."""
 
     bias: ClassVar[bool] = False
-    views: ClassVar[Views] = False
+    augmented_views: ClassVar[AugmentedViews] = False
 
     def __call__(self, features: Features) -> Tensor:
         from open_clip.loss import ClipLoss
@@ -92,7 +94,7 @@ class SigLIPLoss:
     """
 
     bias: ClassVar[bool] = True
-    views: ClassVar[Views] = False
+    augmented_views: ClassVar[AugmentedViews] = False
     start: ClassVar[tuple[float, float]] = (math.log(10), -10.0)
 
     def __call__(self, features: Features) -> Tensor:
@@ -109,7 +111,7 @@ class CyCLIPLoss:
     """
 
     bias: ClassVar[bool] = False
-    views: ClassVar[Views] = False
+    augmented_views: ClassVar[AugmentedViews] = False
 
     cross_modal: float = 0.25
     in_modal: float = 0.25
@@ -134,7 +136,7 @@ class CleanCLIPLoss:
     """
 
     bias: ClassVar[bool] = False
-    views: ClassVar[Views] = True
+    augmented_views: ClassVar[AugmentedViews] = True
 
     clip: float = 1.0
     own: float = 1.0
@@ -143,11 +145,11 @@ class CleanCLIPLoss:
         _require_weights(self)
 
     def __call__(self, features: Features) -> Tensor:
-        if features.image_view is None or features.text_view is None:
+        if features.second_image is None or features.second_text is None:
             raise ValueError("CleanCLIP's loss needs an augmented view of every image and text")
         labels = torch.arange(len(features.image), device=features.image.device)
-        images = F.cross_entropy(features.scale * features.image @ features.image_view.T, labels)
-        texts = F.cross_entropy(features.scale * features.text @ features.text_view.T, labels)
+        images = F.cross_entropy(features.scale * features.image @ features.second_image.T, labels)
+        texts = F.cross_entropy(features.scale * features.text @ features.second_text.T, labels)
         return self.clip * CLIPLoss()(features) + self.own * (images + texts) / 2
 
 

@@ -11,27 +11,27 @@ from torch import Tensor
 
 from attacks.pairs import Pairs
 from experiments.clip.model import TrainedModel
-from experiments.training.losses import CLIPLoss, Features, Views
+from experiments.training.losses import AugmentedViews, CLIPLoss, Features
 from experiments.training.stateful_losses import Pool, pool_size, require_share
 
 
 @dataclass(frozen=True)
 class RoCLIP:
-    """CLIP's loss, but every `every`-th turn with the caption in a pool that is most similar to the image.
+    """CLIP's loss, but in every `every`-th turn with the caption in a pool that is most similar to the image.
 
     The paper's section 4 (arXiv 2303.06854, version 2): a poisoned image is seldom nearest to a caption of the
     target, so that its own is not learned. The pool holds the latest captions, as they were embedded when their
-    batch was trained on; images and captions are altered in every epoch, as for CleanCLIP
+    batch was trained on; images and captions are augmented in every epoch, as for CleanCLIP
     (`experiments.training.augmentations`).
     Where we differ: the pool fills from the first step on, and until it is full every step is CLIP's.
 
-    every: one turn of so many matches with the pool, the last of them.
-    turn: epochs that a turn takes, 1 in the paper; a fraction alternates more often.
+    every: the last turn of every `every` uses captions from the pool.
+    turn: epochs of a turn, 1 in the paper; a fraction alternates more often.
     pool: size of the pool, as a share of the pairs.
     """
 
     bias: ClassVar[bool] = False
-    views: ClassVar[Views] = "only"
+    augmented_views: ClassVar[AugmentedViews] = "only"
 
     every: int = 2
     turn: float = 1.0
@@ -51,11 +51,11 @@ class RoCLIP:
                 f"or RoCLIP never matches, got {epochs}"
             )
 
-    def course(self, n: int, steps_per_epoch: int, seed: int) -> RoCLIPCourse:
-        return RoCLIPCourse(self, pool_size(self.pool, n), steps_per_epoch)
+    def initial_state(self, n: int, steps_per_epoch: int, seed: int) -> RoCLIPState:
+        return RoCLIPState(self, pool_size(self.pool, n), steps_per_epoch)
 
 
-class RoCLIPCourse:
+class RoCLIPState:
     """One training's pool of captions."""
 
     def __init__(self, settings: RoCLIP, size: int, steps_per_epoch: int) -> None:
@@ -80,8 +80,8 @@ class RoCLIPCourse:
         self.captions.add(features.text)
         return CLIPLoss()(paired)
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         return {"captions": self.captions.features}
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.captions.features = torch.as_tensor(state["captions"])

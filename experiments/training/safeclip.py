@@ -16,7 +16,7 @@ import detect
 from attacks.pairs import Pairs
 from detect.clip_score import cosine
 from experiments.clip.model import TrainedModel
-from experiments.training.losses import CLIPLoss, Features, Views
+from experiments.training.losses import AugmentedViews, CLIPLoss, Features
 from experiments.training.stateful_losses import Pool, pool_size, require_share
 
 log = logging.getLogger(__name__)
@@ -27,19 +27,19 @@ class SafeCLIP:
     """Self-supervision within each modality for all pairs at first, CLIP's loss later and for the safe ones alone.
 
     The paper's section 4 (arXiv 2310.05862), in epochs: `unimodal` of self-supervision, whose positive is the
-    nearest to the altered view in a pool of earlier ones; `slow` of CLIP's loss at `slow_pace` of the learning
-    rate; then a mixture of two Gaussians on the cosine of image and caption (`detect.SafeCLIP`) calls those safe
-    that belong to the upper one with a probability above `threshold`. From there on safe pairs are trained with
-    CLIP's loss, risky ones with self-supervision; before each further epoch the pairs are ranked anew and the
-    share of safe ones grows by `grow`. Where we differ: a batch holds safe and risky pairs together, and its loss
-    is the sum of the two, where the authors' code passes over the one and then over the other; one cosine
-    schedule serves all epochs.
+    nearest to the augmented view in a pool of earlier ones; `slow` of CLIP's loss at `slow_pace` of the learning
+    rate; then a mixture of two Gaussians is fitted to the cosine of image and caption (`detect.SafeCLIP`); pairs
+    that belong to the upper one with a probability above `threshold` are safe. From then on safe pairs are
+    trained with CLIP's loss, risky ones with self-supervision; before each further epoch the pairs are ranked
+    anew and the share of safe ones grows by `grow`. Where we differ: a batch holds safe and risky pairs together,
+    and its loss is the sum of the two, while the authors' code trains on the one and then on the other; one
+    cosine schedule serves all epochs.
 
     pool: size of each pool, as a share of the pairs.
     """
 
     bias: ClassVar[bool] = False
-    views: ClassVar[Views] = True
+    augmented_views: ClassVar[AugmentedViews] = True
 
     unimodal: int = 5
     slow: int = 1
@@ -62,12 +62,12 @@ class SafeCLIP:
                 f"or SafeCLIP never trains on safe pairs, got {epochs}"
             )
 
-    def course(self, n: int, steps_per_epoch: int, seed: int) -> SafeCLIPCourse:
-        return SafeCLIPCourse(self, n, steps_per_epoch, seed)
+    def initial_state(self, n: int, steps_per_epoch: int, seed: int) -> SafeCLIPState:
+        return SafeCLIPState(self, n, steps_per_epoch, seed)
 
 
-class SafeCLIPCourse:
-    """One training's safe pairs, (n,) bool, and its pools of altered images and captions."""
+class SafeCLIPState:
+    """One training's safe pairs, (n,) bool, and its pools of augmented images and captions."""
 
     def __init__(self, settings: SafeCLIP, n: int, steps_per_epoch: int, seed: int) -> None:
         self.settings, self.steps_per_epoch, self.seed = settings, steps_per_epoch, seed
@@ -88,7 +88,7 @@ class SafeCLIPCourse:
         log.info("safeclip: %d of %d pairs are safe in epoch %d", int(self.safe.sum()), len(pairs), epoch + 1)
 
     def split(self, risk: np.ndarray, similarity: np.ndarray, *, first: bool) -> None:
-        """Choose the safe pairs: at `first` by the threshold, then the least risky, so many and `grow` more.
+        """Choose the safe pairs: at `first` by the threshold, later the least risky, `grow` more than before.
 
         risk: (n,) 1 - P(safe).  similarity: (n,) cosines, which order pairs of equal risk.
         """
@@ -113,21 +113,21 @@ class SafeCLIPCourse:
         else:
             safe = self.safe[rows].to(features.image.device)
             loss = features.image.new_zeros(())
-            if safe.sum() > 1:  # one pair has nothing to be told apart from
+            if safe.sum() > 1:  # a single pair has no others to compare with
                 loss = loss + CLIPLoss()(features.each(_only(safe)))
             if (~safe).sum() > 1:
                 loss = loss + self.own(features.each(_only(~safe)))
-        assert features.image_view is not None
-        assert features.text_view is not None
-        self.images.add(features.image_view)
-        self.captions.add(features.text_view)
+        assert features.second_image is not None
+        assert features.second_text is not None
+        self.images.add(features.second_image)
+        self.captions.add(features.second_text)
         return loss
 
     def own(self, features: Features) -> Tensor:
         """Mean over the modalities of CE(scale <z_j, nearest to z~_k in the pool>); before it is full: z~_k."""
         both = [
-            (features.image, features.image_view, self.images),
-            (features.text, features.text_view, self.captions),
+            (features.image, features.second_image, self.images),
+            (features.text, features.second_text, self.captions),
         ]
         losses = []
         for own, view, pool in both:
@@ -137,10 +137,10 @@ class SafeCLIPCourse:
             losses.append(F.cross_entropy(features.scale * own @ positives.T, labels))
         return torch.stack(losses).mean()
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         return {"safe": self.safe, "images": self.images.features, "captions": self.captions.features}
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.safe = state["safe"].cpu()
         self.images.features, self.captions.features = state["images"], state["captions"]
 

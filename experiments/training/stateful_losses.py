@@ -1,7 +1,7 @@
-"""Losses that remember: what a training keeps beside its weights.
+"""Losses that keep a state from step to step.
 
-A loss of `experiments.training.losses` sees one batch and forgets it. RoCLIP and SafeCLIP keep a state: each is a
-`StatefulLoss`, of which every training starts its own `LossState`. The state is saved with the checkpoint, so that
+A loss of `experiments.training.losses` depends on one batch. RoCLIP and SafeCLIP also depend on earlier batches:
+each is a `StatefulLoss`, and every training has its own `LossState`. The state is saved in the checkpoint, so that
 a killed training continues to the same bits.
 """
 
@@ -15,14 +15,14 @@ from torch import Tensor
 
 from attacks.pairs import Pairs
 from experiments.clip.model import TrainedModel
-from experiments.training.losses import Features, Loss, Views
+from experiments.training.losses import AugmentedViews, Features, Loss
 
 
 class LossState(Protocol):
     """The loss of one training. Epochs and steps count from 0."""
 
     def on_epoch_start(self, epoch: int, model: TrainedModel, pairs: Pairs, workers: int) -> None:
-        """Called before the first step of each epoch; may look at all pairs with the model as it is."""
+        """Called before the first step of each epoch; may embed all pairs with the current model."""
 
     def lr_scale(self, epoch: int) -> float:
         """Factor of the learning rate."""
@@ -32,28 +32,28 @@ class LossState(Protocol):
         """The loss of the batch that holds the pairs `rows`, (B,); called once a step."""
         ...
 
-    def state(self) -> dict[str, Tensor]: ...
+    def state_dict(self) -> dict[str, Tensor]: ...
 
-    def load(self, state: Mapping[str, Tensor]) -> None: ...
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
 
 
 @runtime_checkable
 class StatefulLoss(Protocol):
-    """The settings of a loss that remembers."""
+    """The settings of a loss that keeps a state."""
 
     bias: ClassVar[bool]
-    views: ClassVar[Views]
+    augmented_views: ClassVar[AugmentedViews]
 
     def check(self, epochs: int) -> None:
-        """Refuse a training that is too short for it."""
+        """ValueError for a training of too few epochs."""
 
-    def course(self, n: int, steps_per_epoch: int, seed: int) -> LossState:
-        """Start a training on `n` pairs."""
+    def initial_state(self, n: int, steps_per_epoch: int, seed: int) -> LossState:
+        """The loss of a training on `n` pairs that is about to begin."""
         ...
 
 
 class StatelessLoss:
-    """The course of an ordinary loss."""
+    """An ordinary loss, as a `LossState` without a state."""
 
     def __init__(self, loss: Loss) -> None:
         self.loss = loss
@@ -67,10 +67,10 @@ class StatelessLoss:
     def __call__(self, features: Features, rows: Tensor, step: int) -> Tensor:
         return self.loss(features)
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         return {}
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         pass
 
 
@@ -94,8 +94,11 @@ class Pool:
         return self.features[(queries.detach() @ self.features.T).argmax(dim=1)]
 
 
-def start(loss: Loss | StatefulLoss, n: int, steps_per_epoch: int, seed: int) -> LossState:
-    return loss.course(n, steps_per_epoch, seed) if isinstance(loss, StatefulLoss) else StatelessLoss(loss)
+def initial_state(loss: Loss | StatefulLoss, n: int, steps_per_epoch: int, seed: int) -> LossState:
+    """The loss of a training on `n` pairs that is about to begin."""
+    if isinstance(loss, StatefulLoss):
+        return loss.initial_state(n, steps_per_epoch, seed)
+    return StatelessLoss(loss)
 
 
 def pool_size(share: float, n: int) -> int:

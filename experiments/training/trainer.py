@@ -10,9 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +19,32 @@ import torch
 from torch import Tensor, nn
 
 from attacks.pairs import Pairs
-from experiments.clip.model import OpenCLIP, SmallCLIP, TrainedModel
+from experiments.clip.model import ModelSpec, TrainedModel
 from experiments.runtime import distributed
-from experiments.runtime.atomic import whole
-from experiments.runtime.progress import Pace, bar
+from experiments.runtime.progress import StepProgress
 from experiments.runtime.refusals import Diverged
-from experiments.training import losses
-from experiments.training import stateful_losses as course
+from experiments.training import gradient_cache, losses, stateful_losses
 from experiments.training.batch_norm import synchronise
-from experiments.training.batches import Batch, Schedule, Steps, load
-from experiments.training.checkpoint import is_sound
+from experiments.training.batches import Batch, Schedule, Steps, load, own_rows
+from experiments.training.checkpoint import Checkpoint, SaveInterval, is_sound
 from experiments.training.config import TrainConfig
-from experiments.training.losses import Features, gather, sample_losses
+from experiments.training.loss_log import LossLog
+from experiments.training.losses import Features, sample_losses
 
-__all__ = ["TrainConfig", "train"]
+__all__ = ["Trainer", "train"]
 
 log = logging.getLogger(__name__)
-LOOKS = 20  # steps between two looks at a GPU's losses
+
+CHECK_EVERY = 20  # steps between two checks of a GPU's losses
+MAX_LOGIT_SCALE = math.log(100)
+
+ZeroShot = Callable[[TrainedModel], Mapping[str, Any]]
+OnEpoch = Callable[[Mapping[str, Any]], None]
 
 
 def train(
-    spec: SmallCLIP | OpenCLIP,
-    training: TrainConfig,
+    spec: ModelSpec,
+    config: TrainConfig,
     pairs: Pairs,
     folder: Path,
     *,
@@ -50,285 +52,200 @@ def train(
     texts: Sequence[str] = (),
     device: str = "cpu",
     workers: int = 0,
-    evaluate_zero_shot: Callable[[TrainedModel], Mapping[str, Any]] | None = None,
-    on_epoch: Callable[[Mapping[str, Any]], None] | None = None,
+    evaluate_zero_shot: ZeroShot | None = None,
+    on_epoch: OnEpoch | None = None,
     checkpoint_seconds: float = 20.0,
     log_every: int = 0,
 ) -> TrainedModel:
     """Train on all of `pairs` and save the model, its history and per-sample losses into `folder`.
 
-    texts: further texts that the vocabulary must cover (zero-shot prompts).  evaluate_zero_shot(model) -> measures
-    of an epoch, such as zero-shot accuracy; on_epoch receives them.  log_every: steps between two log lines of the
-    progress; 0: none.  Files: weights.safetensors, model.json, history.jsonl, losses.npy (n, epochs; the
-    contrastive loss of each sample within its batch).  A checkpoint in `folder` is continued from, with the same
-    result as an uninterrupted run.
+    texts: further texts that the vocabulary must cover (zero-shot prompts).  workers: processes that load batches
+    (0: this one).  evaluate_zero_shot: model -> measures of an epoch; on_epoch receives them.  checkpoint_seconds,
+    log_every: seconds between checkpoints (0: every step), steps between log lines of the progress (0: none).
 
+    Files: weights.safetensors, model.json, history.jsonl, losses.npy (n, epochs; the contrastive loss of each
+    sample within its batch).  A checkpoint in `folder` is continued from, with the result of an uninterrupted run.
     Raises Diverged at the first step whose loss is not finite.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = spec.build([*pairs.captions, *texts])
-    run = Trainer(model, training, pairs, folder, seed, device)
-    run.resume()
-    with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []):
-        run.loop(workers, evaluate_zero_shot, on_epoch, checkpoint_seconds, log_every)
-    model.clip.eval()
-    if distributed.is_main():
-        model.save(folder)
-        np.save(folder / "losses.npy", run.filled_losses())
-        for file in folder.glob("checkpoint.*"):
-            file.unlink()
+    trainer = Trainer(model, config, pairs, folder, seed, device)
+    trainer.resume()
+    saving = SaveInterval(checkpoint_seconds)
+    progress = StepProgress(trainer.schedule.steps, log_every, done=trainer.step)
+    with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []), progress:
+        for batch in progress.timed(trainer.batches(workers)):
+            if trainer.between_epochs:
+                trainer.loss_state.on_epoch_start(trainer.epoch, model, pairs, workers)
+            trainer.train_step(batch)
+            progress.update()
+            logs = progress.due(trainer.step)
+            saves = trainer.between_epochs or saving.due()
+            trainer.check_losses(now=logs or saves)
+            if logs:
+                progress.log(trainer.step, config.batch_size, trainer.measures())
+            if trainer.between_epochs:
+                trainer.end_epoch(evaluate_zero_shot, on_epoch)
+            if saves:
+                with saving.timed():
+                    trainer.save_checkpoint()
+    trainer.finish()
     return model
 
 
 class Trainer:
-    """The moving parts of one training: model, optimiser, losses so far, the next step."""
+    """One training and its moving parts. `train` is the loop over `train_step`.
+
+    model: what is trained.  network: its module as it is called, compiled or shared by several processes.
+    optimiser: AdamW; the learning rate is set at each step.
+    schedule: which rows each step consists of.
+    loss_state: the loss, with what it remembers (`experiments.training.stateful_losses`).
+    losses: of the samples and steps so far.  history: measures of the finished epochs.
+    step: the next one, counted from 0.
+    """
 
     def __init__(
-        self, model: TrainedModel, training: TrainConfig, pairs: Pairs, folder: Path, seed: int, device: str
+        self, model: TrainedModel, config: TrainConfig, pairs: Pairs, folder: Path, seed: int, device: str
     ) -> None:
-        world = distributed.world_size()
-        if training.batch_size > len(pairs):
-            raise ValueError(
-                f"train.batch_size must not exceed the number of pairs ({len(pairs)}), got {training.batch_size}"
-            )
-        if training.batch_size % world:
-            raise ValueError(
-                f"train.batch_size must be a multiple of the number of processes ({world}), "
-                f"got {training.batch_size}"
-            )
-        if training.accumulate > training.batch_size // world:
-            raise ValueError(
-                f"train.accumulate must not exceed the pairs of a process ({training.batch_size // world}), "
-                f"got {training.accumulate}"
-            )
-        self.model, self.training, self.pairs, self.folder = model, training, pairs, folder
-        self.device, self.seed = device, seed
-        self.objective = training.objective
+        config.check_sizes(len(pairs))
+        self.model, self.config, self.pairs, self.folder = model, config, pairs, folder
+        self.seed, self.device = seed, device
+        self.bf16 = config.resolved_precision(device) == "bfloat16"
+        self.objective = config.objective
         if self.objective.bias:
             model.add_bias(*losses.SigLIPLoss.start)
         model.clip.output_dict = True  # type: ignore[assignment]
         model.clip.to(device)
-        if world > 1 and training.sync_batch_norm:
+        if distributed.world_size() > 1 and config.sync_batch_norm:
             synchronise(model.clip, device)
-        self.half = training.resolved_precision(device) == "bfloat16"
-        self.schedule = Schedule(len(pairs), training.batch_size, training.epochs, seed)
-        self.optimiser = training.optimiser(model.clip)
-        self.course = course.start(self.objective, len(pairs), self.schedule.steps_per_epoch, seed)
-        self.losses = torch.full((training.epochs, len(pairs)), math.nan)
+        self.network = self._network()
+        self.optimiser = config.optimiser(model.clip)
+        self.schedule = Schedule(len(pairs), config.batch_size, config.epochs, seed)
+        per_epoch = self.schedule.steps_per_epoch
+        self.loss_state = stateful_losses.initial_state(self.objective, len(pairs), per_epoch, seed)
+        self.losses = LossLog(config.epochs, len(pairs))
         self.history: list[dict[str, Any]] = []
         self.step = 0
-        self.step_losses: list[Tensor] = []  # of this epoch
-        self._sound = 0  # of them, known to be finite
-        self._waiting: list[tuple[int, Tensor, Tensor]] = []  # losses that are still on the device
-
-    def resume(self) -> None:
-        file = self.folder / "checkpoint.pt"
-        if not distributed.broadcast(distributed.is_main() and is_sound(file)):
-            return
-        state = torch.load(file, map_location=self.device, weights_only=True)
-        self.model.clip.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.losses[: len(state["losses"])] = state["losses"].cpu()
-        self.history, self.step_losses = json.loads(state["history"]), list(state["step_losses"])
-        self.step = state["step"]
-        self.course.load(state.get("course", {}))
-        log.info("train: resuming at step %d of %d", self.step, self.schedule.steps)
-
-    def checkpoint(self) -> None:
-        self._note_losses()
-        if not distributed.is_main():
-            return
-        begun = -(-self.step // self.schedule.steps_per_epoch)
-        state = {
-            "model": self.model.clip.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "losses": self.losses[:begun].clone(),
-            "history": json.dumps(self.history),
-            "step_losses": torch.stack(self.step_losses) if self.step_losses else torch.empty(0),
-            "step": self.step,
-            "course": self.course.state(),
-        }
-        with whole(self.folder / "checkpoint.pt") as temporary:
-            torch.save(state, temporary)
-
-    def loop(
-        self,
-        workers: int,
-        evaluate_zero_shot: Callable[[TrainedModel], Mapping[str, Any]] | None,
-        on_epoch: Callable[[Mapping[str, Any]], None] | None,
-        checkpoint_seconds: float,
-        log_every: int = 0,
-    ) -> None:
-        network = self._network()
-        # Texts are cut into tokens once, or by the processes that load the images.
-        early = workers == 0 and not self.objective.views
-        table = self.model.tokenizer(list(self.pairs.captions)) if early else None  # (n, context)
-        steps = self.steps(early)
-        saved, pause = time.monotonic(), checkpoint_seconds
-        pace = Pace(self.schedule.steps, log_every, self.step)
-        with bar(self.schedule.steps, "train", "step", initial=self.step) as shown:
-            for batch in pace.timed(load(steps, self.step, workers, pin=self.device.startswith("cuda"))):
-                if table is not None:
-                    batch = batch._replace(tokens=table[batch.rows[_mine()]])
-                if self.step % self.schedule.steps_per_epoch == 0:
-                    self.course.on_epoch_start(
-                        self.step // self.schedule.steps_per_epoch, self.model, self.pairs, workers
-                    )
-                self.train_step(network, batch)
-                shown.update(1)
-                epoch_ends = self.step % self.schedule.steps_per_epoch == 0
-                saves = epoch_ends or time.monotonic() - saved > pause
-                self._refuse_divergence(now=saves or pace.due(self.step))
-                if pace.due(self.step):
-                    pace.log(self.step, self.training.batch_size, self._measures())
-                if epoch_ends:
-                    self._end_epoch(evaluate_zero_shot, on_epoch)
-                if saves:
-                    begin = time.monotonic()
-                    self.checkpoint()
-                    saved = time.monotonic()
-                    if checkpoint_seconds > 0:  # 0: after every step; otherwise at most a twentieth of the time
-                        pause = max(checkpoint_seconds, 20 * (saved - begin))
-
-    def steps(self, early: bool) -> Steps:
-        """The batches to come; without tokens if `early`, as they exist already."""
-        tokenise = None if early else self.model.tokenizer
-        return Steps(self.pairs, self.schedule, self.training.augment, tokenise, self.objective.views)
 
     def _network(self) -> nn.Module:
         network = self.model.clip
-        if self.training.compile:
+        if self.config.compile:
             network = torch.compile(network)  # type: ignore[assignment]
         if distributed.world_size() > 1:
             return nn.parallel.DistributedDataParallel(network)
         return network
 
-    def train_step(self, network: nn.Module, batch: Batch) -> None:
+    @property
+    def epoch(self) -> int:
+        """That of the next step."""
+        return self.step // self.schedule.steps_per_epoch
+
+    @property
+    def between_epochs(self) -> bool:
+        """Whether the next step is the first of an epoch."""
+        return self.step % self.schedule.steps_per_epoch == 0
+
+    def steps(self, tokenise: bool = True) -> Steps:
+        """All batches of the training, by step."""
+        tokenizer = self.model.tokenizer if tokenise else None
+        return Steps(self.pairs, self.schedule, self.config.augment, tokenizer, self.objective.augmented_views)
+
+    def batches(self, workers: int) -> Iterator[Batch]:
+        """The batches from the next step on."""
+        # Texts are cut into tokens once, or by the processes that load the images.
+        once = workers == 0 and not self.objective.augmented_views
+        table = self.model.tokenizer(list(self.pairs.captions)) if once else None  # (n, context)
+        loading = load(self.steps(tokenise=not once), self.step, workers, pin=self.device.startswith("cuda"))
+        for batch in loading:
+            yield batch if table is None else batch._replace(tokens=table[batch.rows[own_rows()]])
+
+    def train_step(self, batch: Batch) -> None:
         """Forward, backward and update with one global batch."""
-        training, epoch = self.training, self.step // self.schedule.steps_per_epoch
         for group in self.optimiser.param_groups:
-            rate = training.learning_rate(self.step, self.schedule.steps_per_epoch)
-            group["lr"] = rate * self.course.lr_scale(epoch)
-        network.train()
+            group["lr"] = self.learning_rate(self.step)
+        self.network.train()
         self.optimiser.zero_grad(set_to_none=True)
-        loss, features = self._backward(network, batch)
-        if training.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.clip.parameters(), training.clip_norm)
+        loss, features = self.backward(batch)
+        if self.config.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.clip.parameters(), self.config.clip_norm)
         self.optimiser.step()
         with torch.no_grad():
-            self.model.clip.logit_scale.clamp_(0, math.log(100))  # type: ignore[union-attr, operator]
-            own = sample_losses(features)
-        self._waiting.append((epoch, batch.rows[: batch.new], own[: batch.new]))
-        self.step_losses.append(loss.detach())
+            self.model.clip.logit_scale.clamp_(0, MAX_LOGIT_SCALE)  # type: ignore[union-attr, operator]
+            of_samples = sample_losses(features)
+        self.losses.add(self.epoch, batch.rows[: batch.new], of_samples[: batch.new], loss.detach())
         self.step += 1
-        if len(self._waiting) >= 100:
-            self._note_losses()
 
-    def _refuse_divergence(self, now: bool) -> None:
-        """Diverged at the first step whose loss is not finite. A GPU is made to wait for the answer only every
-        `LOOKS` steps, or `now`."""
-        last = len(self.step_losses)
-        if not now and self.device.startswith("cuda") and last - self._sound < LOOKS:
-            return
-        for place, loss in enumerate(torch.stack(self.step_losses[self._sound :]).tolist(), start=self._sound):
-            if math.isfinite(loss):
-                continue
-            step = self.step - last + place  # of the training, from 0
-            rate = self.training.learning_rate(step, self.schedule.steps_per_epoch)
-            rate *= self.course.lr_scale(step // self.schedule.steps_per_epoch)
-            raise Diverged(
-                f"training diverged: the loss is {loss} at step {step + 1} of {self.schedule.steps}, at a learning "
-                f"rate of {rate:.3g}; lower train.lr={self.training.lr:g}, or set train.clip_norm"
-            )
-        self._sound = last
+    def learning_rate(self, step: int) -> float:
+        """Warm-up and cosine, times the factor of the loss."""
+        per_epoch = self.schedule.steps_per_epoch
+        return self.config.learning_rate(step, per_epoch) * self.loss_state.lr_scale(step // per_epoch)
 
-    def _measures(self) -> dict[str, str]:
-        """Of the last step, as they are logged."""
-        scale = self.model.clip.logit_scale
-        return {
-            "epoch": f"{self.step / self.schedule.steps_per_epoch:.2f}",
-            "loss": f"{float(self.step_losses[-1]):.4f}",
-            "lr": f"{self.optimiser.param_groups[0]['lr']:.3g}",
-            "logit scale": f"{float(scale.detach().exp()):.1f}",  # type: ignore[operator, arg-type]
-        }
-
-    def _backward(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Features]:
+    def backward(self, batch: Batch) -> tuple[Tensor, Features]:
         """Leave the global batch's gradient in the parameters; its loss and its features, in global order."""
-        parts = _parts(batch, self.training.accumulate)
-        if len(parts) == 1:
-            whole = gather(self._features(network, batch, 0))
-            loss = self.course(whole, batch.rows, self.step)
-            loss.backward()
-            return loss, whole
-        plain = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
-        with torch.no_grad(), _untouched_statistics(self.model.clip):
-            pieces = [self._features(plain, part, index) for index, part in enumerate(parts)]
-        rows = {name: torch.cat([piece.rows()[name] for piece in pieces]) for name in pieces[0].rows()}
-        kept = Features(scale=pieces[0].scale, bias=pieces[0].bias, **rows).each(
-            lambda part: part.detach().clone().requires_grad_()
+        return gradient_cache.backward(
+            self.network,
+            gradient_cache.split(batch, self.config.accumulate),
+            self.features,
+            lambda features: self.loss_state(features, batch.rows, self.step),
         )
-        whole = gather(kept)
-        loss = self.course(whole, batch.rows, self.step)
-        loss.backward()
-        begin = 0
-        for index, part in enumerate(parts):
-            last = index == len(parts) - 1
-            alone = network is not plain and not last
-            with network.no_sync() if alone else nullcontext():  # type: ignore[operator, union-attr]
-                again, end = self._features(network, part, index), begin + len(part.images)
-                # Its gradient is that of the loss: each feature times the loss's gradient in it.
-                pull = sum(
-                    (piece * _gradient(getattr(kept, name))[begin:end]).sum()
-                    for name, piece in again.rows().items()
-                )
-                if last:
-                    pull = pull + again.scale * _gradient(kept.scale)
-                    if again.bias is not None and kept.bias is not None:
-                        pull = pull + (again.bias * _gradient(kept.bias)).sum()
-                pull.sum().backward()  # type: ignore[union-attr]
-            begin = end
-        return loss, whole
 
-    def _features(self, network: nn.Module, part: Batch, index: int) -> Features:
+    def features(self, network: nn.Module, part: Batch, number: int) -> Features:
         """This process's unit-length features of one part of its share of a batch."""
         assert part.tokens is not None
         images, tokens = [part.images], [part.tokens]
-        if part.image_views is not None and part.token_views is not None:
-            images, tokens = [*images, part.image_views], [*tokens, part.token_views]
+        if part.second_images is not None and part.second_tokens is not None:
+            images, tokens = [*images, part.second_images], [*tokens, part.second_tokens]
         x = self.model.standardise(self.model.pixels(torch.cat(images))).contiguous(
             memory_format=torch.channels_last
         )
         # Dropout and the like follow from the step, so that they are the same after a resume and in both passes.
-        stream = [self.seed, self.step, index, distributed.rank()]
+        stream = [self.seed, self.step, number, distributed.rank()]
         torch.manual_seed(int(np.random.SeedSequence(stream).generate_state(1, np.uint64)[0] >> 1))
         kind = "cuda" if self.device.startswith("cuda") else "cpu"
-        with torch.autocast(kind, torch.bfloat16) if self.half else nullcontext():
+        with torch.autocast(kind, torch.bfloat16, enabled=self.bf16):
             out = network(x, torch.cat(tokens).to(self.device, non_blocking=True))
         image, text = out["image_features"].float(), out["text_features"].float()
         scale, bias = out["logit_scale"], out.get("logit_bias")
         if len(images) == 1:
             return Features(image, text, scale, bias)
-        (image, image_view), (text, text_view) = image.chunk(2), text.chunk(2)
-        return Features(image, text, scale, bias, image_view, text_view)
+        (image, second_image), (text, second_text) = image.chunk(2), text.chunk(2)
+        return Features(image, text, scale, bias, second_image, second_text)
 
-    def _note_losses(self) -> None:
-        for epoch, rows, values in self._waiting:
-            self.losses[epoch, rows] = values.cpu()
-        self._waiting.clear()
+    def check_losses(self, now: bool) -> None:
+        """Raise Diverged at the first step whose loss is not finite.
 
-    def _end_epoch(
-        self,
-        evaluate_zero_shot: Callable[[TrainedModel], Mapping[str, Any]] | None,
-        on_epoch: Callable[[Mapping[str, Any]], None] | None,
-    ) -> None:
-        mean = float(torch.stack(self.step_losses).mean())
-        self.step_losses, self._sound = [], 0
+        A GPU has to finish its work before it can answer, so it is asked every `CHECK_EVERY` steps only, or `now`.
+        """
+        if not now and self.device.startswith("cuda") and self.losses.unchecked < CHECK_EVERY:
+            return
+        found = self.losses.first_not_finite()
+        if found is None:
+            return
+        place, loss = found
+        step = self.step - len(self.losses.of_steps) + place
+        raise Diverged(
+            f"training diverged: the loss is {loss} at step {step + 1} of {self.schedule.steps}, at a learning "
+            f"rate of {self.learning_rate(step):.3g}; lower train.lr={self.config.lr:g}, or set train.clip_norm"
+        )
+
+    def measures(self) -> dict[str, str]:
+        """What is logged of the last step."""
+        scale = self.model.clip.logit_scale
+        return {
+            "epoch": f"{self.step / self.schedule.steps_per_epoch:.2f}",
+            "loss": f"{float(self.losses.of_steps[-1]):.4f}",
+            "lr": f"{self.optimiser.param_groups[0]['lr']:.3g}",
+            "logit scale": f"{float(scale.detach().exp()):.1f}",  # type: ignore[operator, arg-type]
+        }
+
+    def end_epoch(self, evaluate_zero_shot: ZeroShot | None, on_epoch: OnEpoch | None) -> None:
+        """Add the epoch that has just ended to the history."""
+        mean = self.losses.end_epoch()
         if not distributed.is_main():
             return
-        epoch = self.step // self.schedule.steps_per_epoch
         self.model.clip.eval()
-        measures = {"epoch": epoch, "loss": round(mean, 4)}
+        measures = {"epoch": self.epoch, "loss": round(mean, 4)}  # epochs are counted from 1 in the history
         if evaluate_zero_shot is not None:
             measures |= evaluate_zero_shot(self.model)
         self.history.append(measures)
@@ -337,43 +254,43 @@ class Trainer:
         if on_epoch is not None:
             on_epoch(measures)
 
-    def filled_losses(self) -> np.ndarray:
-        """(n, epochs), every entry filled."""
-        self._note_losses()
-        values = self.losses.T.contiguous().numpy()
-        if not np.isfinite(values).all():
-            raise RuntimeError(f"{int((~np.isfinite(values)).sum())} training losses are missing or not finite")
-        return values
+    def save_checkpoint(self) -> None:
+        """Write everything that `resume` needs into the folder."""
+        self.losses.flush()
+        if not distributed.is_main():
+            return
+        epochs_begun = -(-self.step // self.schedule.steps_per_epoch)
+        of_steps = self.losses.of_steps
+        Checkpoint(
+            step=self.step,
+            model=self.model.clip.state_dict(),
+            optimiser=self.optimiser.state_dict(),
+            sample_losses=self.losses.of_samples[:epochs_begun].clone(),
+            step_losses=torch.stack(of_steps) if of_steps else torch.empty(0),
+            history=json.dumps(self.history),
+            loss_state=self.loss_state.state_dict(),
+        ).save(self.folder / "checkpoint.pt")
 
+    def resume(self) -> None:
+        """Continue from the checkpoint in the folder, if there is a sound one."""
+        file = self.folder / "checkpoint.pt"
+        if not distributed.broadcast(distributed.is_main() and is_sound(file)):
+            return
+        saved = Checkpoint.load(file, self.device)
+        self.step = saved.step
+        self.model.clip.load_state_dict(saved.model)
+        self.optimiser.load_state_dict(dict(saved.optimiser))
+        self.losses.of_samples[: len(saved.sample_losses)] = saved.sample_losses.cpu()
+        self.losses.of_steps = list(saved.step_losses)
+        self.history = json.loads(saved.history)
+        self.loss_state.load_state_dict(saved.loss_state)
+        log.info("train: resuming at step %d of %d", self.step, self.schedule.steps)
 
-def _mine() -> slice:
-    return slice(distributed.rank(), None, distributed.world_size())
-
-
-def _parts(batch: Batch, count: int) -> list[Batch]:
-    """This process's share of a batch in `count` parts, or as many as its rows allow."""
-    size = -(-len(batch.images) // count)
-    begins = range(0, len(batch.images), size)
-    return [
-        Batch(batch.rows, batch.new, *(None if part is None else part[begin : begin + size] for part in batch[2:]))
-        for begin in begins
-    ]
-
-
-def _gradient(part: Tensor) -> Tensor:
-    """Of what the loss does not depend on, such as a bias in a softmax: zero."""
-    return torch.zeros_like(part) if part.grad is None else part.grad
-
-
-@contextmanager
-def _untouched_statistics(network: nn.Module) -> Iterator[None]:
-    """Batch normalisation normalises as in training, but its running statistics stay."""
-    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    momenta = [module.momentum for module in norms]
-    for module in norms:
-        module.momentum = 0.0
-    try:
-        yield
-    finally:
-        for module, momentum in zip(norms, momenta, strict=True):
-            module.momentum = momentum
+    def finish(self) -> None:
+        """Save the trained model and the samples' losses, and remove the checkpoint."""
+        self.model.clip.eval()
+        if distributed.is_main():
+            self.model.save(self.folder)
+            np.save(self.folder / "losses.npy", self.losses.table())
+            for file in self.folder.glob("checkpoint.*"):
+                file.unlink()

@@ -11,7 +11,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from experiments.clip.model import SmallCLIP
+from experiments.clip import SmallCLIP
 from experiments.pipeline import config as schema
 from experiments.pipeline.evaluation import Facts, _cell, run
 from experiments.pipeline.runner import Runner

@@ -259,7 +259,7 @@ def test_triggered_shows_test_images_as_the_attacker_would():
     out = attack.trigger_test_images(images, "badnets")
     assert np.array_equal(out[:, 6:10, 6:10], np.broadcast_to(out[0, 6:10, 6:10], (3, 4, 4, 3)))
     assert np.array_equal(np.delete(out, range(6, 10), axis=1), np.delete(images, range(6, 10), axis=1))
-    with pytest.raises(ValueError, match=r"several triggers, name one of \['badnets', 'sig'\]"):
+    with pytest.raises(ValueError, match=r"several triggers: name one of \['badnets', 'sig'\]"):
         attack.trigger_test_images(images)
     with pytest.raises(ValueError, match="did you mean 'badnets'"):
         attack.trigger_test_images(images, "badnet")
@@ -308,3 +308,11 @@ def test_importing_attacks_loads_nothing_heavy():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_ids_are_mixed_as_by_splitmix64():
+    """The first outputs of the published generator from state 0."""
+    from attacks.mixing import GAMMA, mixed
+
+    states = np.array([GAMMA, 2 * GAMMA % 2**64], np.uint64)
+    assert mixed(states).tolist() == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4]

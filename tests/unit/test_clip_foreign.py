@@ -12,8 +12,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from safetensors.torch import save_file
 
+from experiments.clip import OpenCLIP, SmallCLIP, load_model
 from experiments.clip.from_store import Trained
-from experiments.clip.model import OpenCLIP, SmallCLIP, TrainedModel
 from experiments.clip.model_folder import RefusedModel, check_architecture, no_remote_code
 from experiments.pipeline import config as schema
 from experiments.pipeline.runner import Runner
@@ -122,18 +122,18 @@ def test_folders_that_ask_for_more_than_tensors_are_refused_by_name(case, kind, 
     assert "\n" not in str(refusal.value)
     if kind == "trained":
         with pytest.raises(RefusedModel):
-            TrainedModel.load(place)
+            load_model(place)
 
 
 @pytest.mark.parametrize("kind", ["open_clip", "trained"])
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"[" * 100_000, "nested too deeply|is no JSON"),
-        (b"\xff\xfe", "is no JSON"),
+        (b"[" * 100_000, "nested too deeply|is not JSON"),
+        (b"\xff\xfe", "is not JSON"),
         (b"[1, 2]", "must hold a JSON object"),
         (b" " * 8_000_001, "is larger than"),
-        (b'{"auto_map": ' + b"1" * 5_000 + b"}", "is no JSON|asks for remote code"),
+        (b'{"auto_map": ' + b"1" * 5_000 + b"}", "is not JSON|asks for remote code"),
     ],
 )
 def test_configurations_that_are_none(kind, content, said, folder, saved):
@@ -276,7 +276,7 @@ def test_a_saved_model_is_saved_again_without_the_hub(folder, saved, tmp_path, m
     again.mkdir()
     model = Trained(str(saved)).build(())
     model.save(again)
-    both = TrainedModel.load(saved), Trained(str(again)).build(())
+    both = load_model(saved), Trained(str(again)).build(())
     assert all(map(torch.equal, both[0].clip.state_dict().values(), both[1].clip.state_dict().values()))
     assert both[1].spec == both[0].spec
 

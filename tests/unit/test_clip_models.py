@@ -10,8 +10,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from experiments.clip import OpenCLIP, SmallCLIP, load_model
 from experiments.clip.channel_statistics import STATISTICS
-from experiments.clip.model import OpenCLIP, SmallCLIP, TrainedModel
 from experiments.clip.small_tower import Convolution
 
 TINY = {
@@ -78,7 +78,7 @@ def test_small_clip_is_saved_and_loaded(tower, tmp_path):
     spec = SmallCLIP(embed_dim=16, text_width=32, text_heads=2, mean=(0.5,) * 3, std=(0.25,) * 3, **tower)
     model = spec.build(TEXTS)
     model.save(tmp_path)
-    again = TrainedModel.load(tmp_path)
+    again = load_model(tmp_path)
     assert tuple(again.spec.mean) == (0.5,) * 3
     assert_same(model, again)
 
@@ -101,7 +101,7 @@ def test_published_models_bring_their_weights_and_statistics(published, tmp_path
     model.save(saved)
     for file in folder.iterdir():  # the stage does not need the place that the weights came from
         file.unlink()
-    again = TrainedModel.load(saved)
+    again = load_model(saved)
     assert again.spec.mean == [0.1, 0.2, 0.3]
     assert_same(model, again)
 

@@ -9,13 +9,19 @@ import time
 import zipfile
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-from experiments.clip import checkpoints as weights
-from experiments.clip.checkpoints import fit_names, load_checkpoint, read_state_dict, require_architecture
+from experiments.clip.checkpoints import fit_names, load_checkpoint, published, read_state_dict
+from experiments.clip.open_clip_metadata import (
+    architecture_names,
+    architecture_of,
+    native_size,
+    require_architecture,
+)
 
 
 def small_clip(seed=0, custom=False):
@@ -305,15 +311,20 @@ def test_what_does_not_fit_is_named(tmp_path):
         read_state_dict(tmp_path / "none.pt")
 
 
+def test_built_in_descriptions_are_those_of_open_clip():
+    for name in ("RN50", "ViT-B/16", "xlm-roberta-base-ViT-B-32"):
+        assert architecture_of(name) == open_clip.get_model_config(name.replace("/", "-"))
+
+
 def test_unknown_architectures_list_the_nearest():
-    with pytest.raises(ValueError, match=r"got 'RN500'; nearest: RN50"):
-        require_architecture("RN500")
-    with pytest.raises(ValueError, match=r"needs a repository or folder behind the colon"):
+    with pytest.raises(ValueError, match=r"got 'rn500'; nearest: RN50"):
+        require_architecture("rn500")
+    with pytest.raises(ValueError, match=r"needs a repository or folder after the colon"):
         require_architecture("hf-hub:")
     require_architecture("ViT-B/16")
     require_architecture("hf-hub:somebody/something")
-    assert {"RN50", "ViT-B-16"} <= set(weights.architecture_names())
-    assert (weights.native_size("ViT-L-14-336"), weights.native_size("hf-hub:a/b")) == (336, None)
+    assert {"RN50", "ViT-B-16"} <= set(architecture_names())
+    assert (native_size("ViT-L-14-336"), native_size("hf-hub:a/b")) == (336, None)
 
 
 @pytest.fixture
@@ -339,7 +350,7 @@ def no_network(monkeypatch, tmp_path):
 def test_published_weights_without_a_network_are_refused_at_once(options, named, no_network):
     from huggingface_hub import constants
 
-    from experiments.clip.model import OpenCLIP
+    from experiments.clip import OpenCLIP
 
     spec, begin = OpenCLIP(**options), time.monotonic()
     with pytest.raises(
@@ -354,6 +365,6 @@ def test_offline_mode_is_said_to_be_the_cause(no_network, monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(RuntimeError, match="HF_HUB_OFFLINE is set"), weights.published("weights"):
+    with pytest.raises(RuntimeError, match="HF_HUB_OFFLINE is set"), published("weights"):
         raise OSError("not found")
     assert constants.HF_HUB_OFFLINE is True

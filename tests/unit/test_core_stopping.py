@@ -17,10 +17,10 @@ from experiments.runtime import stopping
 from experiments.runtime.loading import load_items
 from experiments.runtime.process_pool import run_jobs
 from experiments.runtime.stopping import DiskFull, WorkerDied
-from experiments.runtime.store import Stage, Store
+from experiments.runtime.store import Recipe, Store
 
 ROOT = Path(__file__).parents[2]
-STAGE = Stage("embed", 1, {})
+RECIPE = Recipe("embed", 1, {})
 
 
 def gone(pid):
@@ -52,11 +52,11 @@ def as_safetensors(folder):
 
 @pytest.mark.parametrize("fail", [no_room, quota, as_safetensors])
 def test_a_full_disk_ends_the_run_and_the_next_one_goes_on(tmp_path, fail):
-    (tmp_path / "embed" / f"{STAGE.key}.partial").mkdir(parents=True)
-    (tmp_path / "embed" / f"{STAGE.key}.partial" / "part").write_text("of an earlier run")
-    with pytest.raises(DiskFull, match=rf"^the disk of {tmp_path} is full \(embed {STAGE.key}\)\. .* room$"):
-        Store(tmp_path).get(STAGE, fail)
-    entry = Store(tmp_path).get(STAGE, lambda folder: (folder / "image.npy").write_text("x") and None)
+    (tmp_path / "embed" / f"{RECIPE.key}.partial").mkdir(parents=True)
+    (tmp_path / "embed" / f"{RECIPE.key}.partial" / "part").write_text("of an earlier run")
+    with pytest.raises(DiskFull, match=rf"^the disk of {tmp_path} is full \(embed {RECIPE.key}\)\. .* room$"):
+        Store(tmp_path).get(RECIPE, fail)
+    entry = Store(tmp_path).get(RECIPE, lambda folder: (folder / "image.npy").write_text("x") and None)
     assert (entry.path / "part").exists()
 
 
@@ -73,9 +73,9 @@ def test_a_disk_that_is_full_when_a_result_is_published_loses_nothing(tmp_path, 
     with monkeypatch.context() as full:
         full.setattr(where, lambda *_: no_room(tmp_path))
         with pytest.raises(DiskFull):
-            Store(tmp_path).get(STAGE, make)
-    assert not Store(tmp_path).has(STAGE)
-    assert not Store(tmp_path).get(STAGE, make).reused
+            Store(tmp_path).get(RECIPE, make)
+    assert not Store(tmp_path).has(RECIPE)
+    assert not Store(tmp_path).get(RECIPE, make).reused
     assert made == [False, True]
 
 
@@ -92,19 +92,19 @@ def test_a_disk_that_is_full_when_a_result_is_published_loses_nothing(tmp_path, 
 def test_whatever_library_finds_the_disk_full(mounted, write):
     disk = mounted("1m")
     with pytest.raises(DiskFull):
-        Store(disk / "store").get(STAGE, lambda folder: write(folder) and None)
+        Store(disk / "store").get(RECIPE, lambda folder: write(folder) and None)
     subprocess.run(["mount", "-o", "remount,size=40m", disk], check=True)
-    assert not Store(disk / "store").get(STAGE, lambda folder: write(folder) and None).reused
-    assert Store(disk / "store").has(STAGE)
+    assert not Store(disk / "store").get(RECIPE, lambda folder: write(folder) and None).reused
+    assert Store(disk / "store").has(RECIPE)
 
 
 def test_a_disk_without_a_byte_or_a_name_left(mounted):
     disk = mounted("1m,nr_inodes=2")
     (disk / "store").mkdir()
     with pytest.raises(DiskFull, match="is full"):
-        Store(disk / "store").get(STAGE, lambda folder: None)
+        Store(disk / "store").get(RECIPE, lambda folder: None)
     subprocess.run(["mount", "-o", "remount,nr_inodes=100", disk], check=True)
-    assert not Store(disk / "store").get(STAGE, lambda folder: None).reused
+    assert not Store(disk / "store").get(RECIPE, lambda folder: None).reused
 
 
 def test_other_errors_are_not_taken_for_a_full_disk(tmp_path):
@@ -112,7 +112,7 @@ def test_other_errors_are_not_taken_for_a_full_disk(tmp_path):
         raise RuntimeError("planted")
 
     with pytest.raises(RuntimeError, match="planted") as raised:
-        Store(tmp_path).get(STAGE, fail)
+        Store(tmp_path).get(RECIPE, fail)
     assert stopping.reason(raised.value) is None
     assert stopping.reason(OSError(errno.ENOENT, "gone")) is None
     assert stopping.reason(OSError(errno.ENOSPC, "full", "runs/x")).startswith("the disk is full: runs/x (")
@@ -186,7 +186,7 @@ import os, sys, time
 sys.path[:0] = ["tests/unit", "."]
 {before}
 from experiments.runtime import stopping
-from experiments.{module} import {function} as start
+from experiments.runtime.{module} import {function} as start
 if __name__ == "__main__":
     stopping.interruptible(lambda: list(start({arguments})))
 """
@@ -206,13 +206,13 @@ def test_workers_end_with_the_main_process(tmp_path, kind, number):
     given = {
         "jobs": (
             "from stopping_example import note_and_wait",
-            "runtime.process_pool",
+            "process_pool",
             "run_jobs",
             f"note_and_wait, [({str(tmp_path / 'notes')!r}, i) for i in (0, 1)], 2",
         ),
         "loaders": (
             "from test_core_stopping import Waiting",
-            "runtime.loading",
+            "loading",
             "load_items",
             f"Waiting({str(tmp_path / 'notes')!r}), range(2), 2, False",
         ),

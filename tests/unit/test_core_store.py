@@ -10,12 +10,12 @@ import pytest
 from filelock import FileLock
 
 from experiments.runtime.stopping import Stopped
-from experiments.runtime.store import Stage, Store
+from experiments.runtime.store import Recipe, Store
 
 
 def stage(**changes):
     given = {"name": "train", "version": 1, "config": {"lr": 0.1}, "inputs": {"data": "abc"}} | changes
-    return Stage(**given)
+    return Recipe(**given)
 
 
 def test_key_depends_on_everything_that_can_change_the_result():
@@ -51,7 +51,7 @@ def test_second_get_reuses(tmp_path):
     assert len(made) == 1
     assert (first.reused, second.reused) == (False, True)
     assert (second.path / "result").read_text() == "7"
-    assert second.facts == first.facts == {"memory_mb": 5.5}
+    assert second.metadata == first.metadata == {"memory_mb": 5.5}
     meta = json.loads((second.path / "meta.json").read_text())
     assert meta["config"] == {"lr": 0.1}
     assert meta["inputs"] == {"data": "abc"}

@@ -10,15 +10,15 @@ import zipfile
 
 import numpy as np
 import pytest
+from training_example import TINY_CONV
 
 from analysis.stored_cells import read_cells
 from experiments.clip.from_store import Trained
-from experiments.clip.model import SmallCLIP
 from experiments.runtime import digests, verify
 from experiments.runtime.stopping import Stopped
-from experiments.runtime.store import Stage, Store
+from experiments.runtime.store import Recipe, Store
 
-STAGE = Stage("data", 1, {"size": 4, "names": {3: "banana", 20: "kite"}, "rate": 0.1})
+RECIPE = Recipe("data", 1, {"size": 4, "names": {3: "banana", 20: "kite"}, "rate": 0.1})
 ROWS = 600
 
 
@@ -98,33 +98,33 @@ KINDS = {
 
 @pytest.mark.parametrize("damage", KINDS.values(), ids=KINDS)
 def test_damage_is_named_set_aside_and_mended(tmp_path, damage, caplog):
-    whole = Store(tmp_path).get(STAGE, make).path
+    whole = Store(tmp_path).get(RECIPE, make).path
     expected = {path.name: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
     damage(whole)
-    assert not Store(tmp_path).has(STAGE)
+    assert not Store(tmp_path).has(RECIPE)
     with caplog.at_level(logging.WARNING):
-        entry = Store(tmp_path).get(STAGE, make)
+        entry = Store(tmp_path).get(RECIPE, make)
     assert not entry.reused
     (line,) = caplog.messages
-    assert line.startswith(f"data {STAGE.key} is damaged (")
-    aside = tmp_path / "set-aside" / "data" / f"{STAGE.key}.corrupt-1"
+    assert line.startswith(f"data {RECIPE.key} is damaged (")
+    aside = tmp_path / "set-aside" / "data" / f"{RECIPE.key}.corrupt-1"
     assert line.endswith(f"set aside as {aside}, computed again")
     assert aside.is_dir()
     for path in entry.path.rglob("*"):
         if path.is_file() and path.name != "meta.json":
             assert path.read_bytes() == expected[path.name]
-    assert Store(tmp_path).get(STAGE, make).reused
+    assert Store(tmp_path).get(RECIPE, make).reused
     damage(entry.path)
-    Store(tmp_path).get(STAGE, make)
+    Store(tmp_path).get(RECIPE, make)
     assert aside.with_suffix(".corrupt-2").is_dir()
     assert verify.results(tmp_path) == [entry.path]
 
 
 def test_the_message_names_the_file_and_what_is_wrong(tmp_path, caplog):
-    folder = Store(tmp_path).get(STAGE, make).path
+    folder = Store(tmp_path).get(RECIPE, make).path
     flip(folder / "images.npy", -1)
     os.truncate(folder / "cell.json", 3)
-    Store(tmp_path).get(STAGE, make)
+    Store(tmp_path).get(RECIPE, make)
     assert (
         "(cell.json: has 3 bytes in place of 16; images.npy: its content has changed (another digest))"
         in caplog.text
@@ -144,10 +144,10 @@ def test_large_files_are_read_in_chunks_and_each_counts(tmp_path, monkeypatch):
 
 
 def test_a_file_that_does_not_belong_there_is_moved_away_and_nothing_computed(tmp_path, caplog):
-    folder = Store(tmp_path).get(STAGE, make).path
+    folder = Store(tmp_path).get(RECIPE, make).path
     (folder / "test" / "natural.json").write_text('{"ids": [1]}')
     (folder / ".DS_Store").write_text("of a file manager")
-    entry = Store(tmp_path).get(STAGE, pytest.fail)
+    entry = Store(tmp_path).get(RECIPE, pytest.fail)
     assert entry.reused
     assert sorted(path.name for path in (entry.path / "test").iterdir()) == ["labels.npy"]
     assert "test/natural.json: does not belong here; moved to" in caplog.text
@@ -156,12 +156,12 @@ def test_a_file_that_does_not_belong_there_is_moved_away_and_nothing_computed(tm
 
 
 def test_files_are_read_once_in_a_run(tmp_path, monkeypatch):
-    Store(tmp_path).get(STAGE, make)
+    Store(tmp_path).get(RECIPE, make)
     store, read = Store(tmp_path), []
     monkeypatch.setattr("experiments.runtime.store.faults", lambda folder: read.append(folder) or [])
     for _ in range(3):
-        assert store.has(STAGE)
-        store.get(STAGE, make)
+        assert store.has(RECIPE)
+        store.get(RECIPE, make)
     assert len(read) == 1
 
 
@@ -173,20 +173,20 @@ def older(folder):
 
 
 def test_results_from_before_digests_are_used_with_one_warning(tmp_path, caplog):
-    store, later = Store(tmp_path), Stage("plan", 1, {})
-    for one in (STAGE, later):
+    store, later = Store(tmp_path), Recipe("plan", 1, {})
+    for one in (RECIPE, later):
         older(store.get(one, make).path)
     again = Store(tmp_path)
-    for one in (STAGE, later):
+    for one in (RECIPE, later):
         assert again.get(one, pytest.fail).reused
-    assert caplog.messages == [f"data {STAGE.key} has no digests, as all from before: used unchecked"]
-    os.truncate(store.path(STAGE) / "images.npy", 0)
-    assert not Store(tmp_path).get(STAGE, make).reused
+    assert caplog.messages == [f"data {RECIPE.key} comes from an older version, without digests: used unchecked"]
+    os.truncate(store.path(RECIPE) / "images.npy", 0)
+    assert not Store(tmp_path).get(RECIPE, make).reused
     assert "images.npy: is empty" in caplog.text
 
 
 def test_jobs_that_notice_the_same_damage_compute_it_once(tmp_path):
-    flip(Store(tmp_path).get(STAGE, make).path / "images.npy", -1)
+    flip(Store(tmp_path).get(RECIPE, make).path / "images.npy", -1)
     entries, made, start = [], [], threading.Barrier(4)
 
     def slow(folder):
@@ -195,9 +195,9 @@ def test_jobs_that_notice_the_same_damage_compute_it_once(tmp_path):
 
     def job():
         store = Store(tmp_path)
-        assert not store.has(STAGE)
+        assert not store.has(RECIPE)
         start.wait()
-        entries.append(store.get(STAGE, slow))
+        entries.append(store.get(RECIPE, slow))
 
     jobs = [threading.Thread(target=job) for _ in range(4)]
     for one in jobs:
@@ -211,10 +211,10 @@ def test_jobs_that_notice_the_same_damage_compute_it_once(tmp_path):
 
 def test_damage_on_a_read_only_disk_is_named(mounted):
     disk = mounted("1m")
-    flip(Store(disk).get(STAGE, make).path / "images.npy", -1)
+    flip(Store(disk).get(RECIPE, make).path / "images.npy", -1)
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-    with pytest.raises(Stopped, match=f"data {STAGE.key} must be computed, and the store .* cannot be written"):
-        Store(disk).get(STAGE, make)
+    with pytest.raises(Stopped, match=f"data {RECIPE.key} must be computed, and the store .* cannot be written"):
+        Store(disk).get(RECIPE, make)
 
 
 # --- what a killed run has left ------------------------------------------------------------------------------
@@ -222,14 +222,14 @@ def test_damage_on_a_read_only_disk_is_named(mounted):
 
 def test_a_partial_that_is_no_folder_is_set_aside(tmp_path, caplog):
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / f"{STAGE.key}.partial").write_text("")
-    assert not Store(tmp_path).get(STAGE, make).reused
-    assert "is no folder to work in: set aside as" in caplog.text
+    (tmp_path / "data" / f"{RECIPE.key}.partial").write_text("")
+    assert not Store(tmp_path).get(RECIPE, make).reused
+    assert "is not a folder that can be written to: set aside as" in caplog.text
 
 
 @pytest.mark.parametrize("error", [EOFError("no data left"), zipfile.BadZipFile("bad CRC"), "a file", "a folder"])
 def test_what_cannot_be_read_of_an_earlier_run_is_set_aside_and_started_anew(tmp_path, error, caplog):
-    partial, runs = tmp_path / "data" / f"{STAGE.key}.partial", []
+    partial, runs = tmp_path / "data" / f"{RECIPE.key}.partial", []
     partial.mkdir(parents=True)
     (partial / "part").write_text("damaged")
 
@@ -243,10 +243,10 @@ def test_what_cannot_be_read_of_an_earlier_run_is_set_aside_and_started_anew(tmp
             raise error
         make(folder)
 
-    assert not Store(tmp_path).get(STAGE, resume).reused
+    assert not Store(tmp_path).get(RECIPE, resume).reused
     assert runs == [["part"], []]
-    assert f"data {STAGE.key}: what an earlier run has left cannot be read (" in caplog.text
-    assert (tmp_path / "set-aside" / "data" / f"{STAGE.key}.partial.corrupt-1" / "part").exists()
+    assert f"data {RECIPE.key}: an earlier run's unfinished work cannot be read (" in caplog.text
+    assert (tmp_path / "set-aside" / "data" / f"{RECIPE.key}.partial.corrupt-1" / "part").exists()
 
 
 @pytest.mark.parametrize("error", [ValueError("too much damage"), FileNotFoundError(2, "gone", "/a.tar")])
@@ -257,16 +257,13 @@ def test_what_has_another_cause_leaves_the_partial_alone(tmp_path, error):
 
     for _ in range(2):
         with pytest.raises(type(error)):
-            Store(tmp_path).get(STAGE, fail)
-    assert (tmp_path / "data" / f"{STAGE.key}.partial" / "part").exists()
+            Store(tmp_path).get(RECIPE, fail)
+    assert (tmp_path / "data" / f"{RECIPE.key}.partial" / "part").exists()
     assert not (tmp_path / "set-aside").exists()
 
 
 def test_a_damaged_model_is_refused_by_name(tmp_path):
-    def save(folder):
-        SmallCLIP().build(["a"]).save(folder)
-
-    folder = Store(tmp_path).get(Stage("train", 2, {}), save).path
+    folder = Store(tmp_path).get(Recipe("train", 2, {}), TINY_CONV.build(["red star"]).save).path
     assert not Trained(str(folder)).trains
     flip(folder / "weights.safetensors", 100_000)
     with pytest.raises(ValueError, match=r"is damaged \(weights.safetensors: its content has changed"):
@@ -281,13 +278,13 @@ def test_a_cell_edited_by_hand_is_in_no_table(tmp_path, caplog):
         (folder / "scores.parquet").write_text("scores")
 
     for version in (1, 2):
-        Store(tmp_path).get(Stage("evaluate", version, {}), evaluated)
+        Store(tmp_path).get(Recipe("evaluate", version, {}), evaluated)
     assert len(read_cells(tmp_path)) == 2
-    file = tmp_path / "evaluate" / Stage("evaluate", 2, {}).key / "cell.json"
+    file = tmp_path / "evaluate" / Recipe("evaluate", 2, {}).key / "cell.json"
     file.write_text('{"auroc": 1.0}')
     assert [cell.row["auroc"] for cell in read_cells(tmp_path)] == [0.9]
     assert f"{file.parent} is damaged and left out (cell.json: its content has changed" in caplog.text
-    Store(tmp_path).get(Stage("evaluate", 2, {}), evaluated)
+    Store(tmp_path).get(Recipe("evaluate", 2, {}), evaluated)
     assert len(read_cells(tmp_path)) == 2
 
 
@@ -297,13 +294,13 @@ def test_a_cell_edited_by_hand_is_in_no_table(tmp_path, caplog):
 def test_verify_lists_what_is_bad(tmp_path, capsys):
     store = Store(tmp_path)
     for version in range(4):
-        store.get(Stage("plan", version, {}), make)
-    folder = store.path(Stage("plan", 3, {}))
+        store.get(Recipe("plan", version, {}), make)
+    folder = store.path(Recipe("plan", 3, {}))
     assert verify.main(["--store", str(tmp_path)]) == 0
     assert "4 results, 0 MB compared with their digests; 0 damaged" in capsys.readouterr().out
     flip(folder / "images.npy", -1)
-    (store.path(Stage("plan", 2, {})) / "meta.json").unlink()
-    older(store.path(Stage("plan", 1, {})))
+    (store.path(Recipe("plan", 2, {})) / "meta.json").unlink()
+    older(store.path(Recipe("plan", 1, {})))
     assert verify.main(["--store", str(tmp_path)]) == 1
     said = capsys.readouterr().out
     assert f"plan/{folder.name}: images.npy: its content has changed (another digest)\n" in said
@@ -320,7 +317,7 @@ def test_verify_of_no_store_is_refused(tmp_path, capsys):
 
 
 def test_verify_names_what_it_may_not_read(tmp_path, monkeypatch, capsys):
-    folder = Store(tmp_path).get(STAGE, make).path
+    folder = Store(tmp_path).get(RECIPE, make).path
 
     def refuse(file):
         raise PermissionError(13, "Permission denied", str(file))
@@ -329,4 +326,4 @@ def test_verify_names_what_it_may_not_read(tmp_path, monkeypatch, capsys):
     assert verify.main(["--store", str(tmp_path)]) == 1
     assert f"data/{folder.name}: {folder / 'cell.json'} may not be read" in capsys.readouterr().out
     with pytest.raises(Stopped, match=r"cell\.json belongs to a finished result, and may not be read"):
-        Store(tmp_path).get(STAGE, pytest.fail)
+        Store(tmp_path).get(RECIPE, pytest.fail)

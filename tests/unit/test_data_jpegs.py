@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from detect.embeddings import unit
+from experiments.clip import OpenCLIP
 from experiments.clip.embed import embed, in_threads
-from experiments.clip.model import OpenCLIP
 from experiments.data.image_decoding import Limits, decode
 from experiments.data.jpeg_batches import JPEGDecoder, is_plain_jpeg
 from experiments.data.pairs import open_pairs

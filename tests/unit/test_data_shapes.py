@@ -1,4 +1,4 @@
-"""The embedded data: bits the same for any number of workers, shares, colours, captions, natural backdoor."""
+"""The bundled data: bits the same for any number of workers, shares, colours, captions, natural backdoor."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from experiments.data.pairs import natural_ids
 from experiments.data.shapes.captions import PROMPTS
 from experiments.data.shapes.drawing import MEAN
-from experiments.data.shapes.outlines import OUTLINES
+from experiments.data.shapes.outlines import CAKE, OUTLINES, parse_part
 from experiments.data.shapes.source import NATURAL_CAPTION, Shapes, open_pairs, open_test
 
 
@@ -161,3 +161,12 @@ def test_progress_counts_every_image(tmp_path):
 def test_bad_options_are_refused_by_name(options, message):
     with pytest.raises(ValueError, match=message):
         Shapes(**options)
+
+
+def test_parts_are_read_from_text():
+    tone, points = parse_part("mirrored poly dark 0.5 -1  1 0  0 0.25")
+    assert tone == "dark"
+    np.testing.assert_array_equal(points, [[-0.5, -1], [-1, 0], [0, 0.25]])
+    assert len(OUTLINES) == 30
+    assert len(CAKE) == 9
+    assert all(points.shape[1] == 2 for outline in OUTLINES for _, points in outline.parts)

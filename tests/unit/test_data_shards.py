@@ -323,7 +323,7 @@ def test_ids_are_63_bits_and_differ_also_for_shards_of_one_name():
     ids = firsts[[7, 10_000, 0, 5001]] + np.array([3, POSITIONS - 1, 0, 9])
     number, position = locate(ids, [*urls, "https://h/00000.tar?signature=2"])
     assert (number.tolist(), position.tolist()) == ([7, 10_000, 0, 5001], [3, POSITIONS - 1, 0, 9])
-    with pytest.raises(ValueError, match="2 sample ids are of none of the shards"):
+    with pytest.raises(ValueError, match="2 sample ids belong to none of the shards"):
         locate(np.array([0, firsts[0], 1]), urls)
 
 
@@ -349,7 +349,7 @@ def test_patterns(tmp_path):
     [
         (
             {"shards": "/nowhere/{00000..00003}.tar"},
-            "names 4 tar files, and none of them is there; see docs/data.md",
+            "names 4 tar files, but none of them exists; see docs/data.md",
         ),
         ({"subset": 0}, "data.subset must be at least 1, got 0"),
         ({"holdout": 1}, r"data.holdout must lie in \[0, 1\), got 1"),
@@ -428,5 +428,7 @@ def test_what_is_planted_beside_damage_can_be_found(tmp_path, pairs, shards, nat
 
 
 def test_more_planted_than_there_is_room_for_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="damage=2 leaves no room beside the 230 planted samples"):
+    with pytest.raises(
+        ValueError, match=r"damage=2 needs 32 samples, but beside the 230 planted ones only [0-9]+ are free"
+    ):
         Export(tmp_path, pairs=240, shards=4, damage=2, natural_backdoor=230)

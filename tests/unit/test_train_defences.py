@@ -22,7 +22,7 @@ from experiments.training.config import TrainConfig
 from experiments.training.losses import CleanCLIPLoss, CLIPLoss, Features
 from experiments.training.roclip import RoCLIP
 from experiments.training.safeclip import SafeCLIP
-from experiments.training.stateful_losses import Pool, StatelessLoss, start
+from experiments.training.stateful_losses import Pool, StatelessLoss, initial_state
 from experiments.training.trainer import Trainer, train
 
 SCALE = 7.0
@@ -40,8 +40,8 @@ def batches():
     scale = torch.tensor(SCALE, dtype=torch.float64)
 
     def batch():
-        image, text, image_view, text_view = (unit(generator, 6) for _ in range(4))
-        return Features(image, text, scale, None, image_view, text_view)
+        image, text, second_image, second_text = (unit(generator, 6) for _ in range(4))
+        return Features(image, text, scale, None, second_image, second_text)
 
     return [batch() for _ in range(5)]
 
@@ -77,20 +77,20 @@ def test_pool_keeps_the_latest():
 
 def test_roclip_matches_in_every_second_turn(batches):
     """Two steps an epoch: the third and fourth step match, with the eight captions before them."""
-    course = RoCLIP(every=2, pool=8 / 30).course(30, steps_per_epoch=2, seed=0)
+    loss_state = RoCLIP(every=2, pool=8 / 30).initial_state(30, steps_per_epoch=2, seed=0)
     captions = np.empty((0, 4))
     for step, batch in enumerate(batches):
         image, text = batch.image.numpy(), batch.text.numpy()
         expected = clip(image, nearest(image, captions[-8:]) if step in (2, 3) else text)
-        found = course(batch, torch.arange(6), step)
+        found = loss_state(batch, torch.arange(6), step)
         assert float(found) == pytest.approx(expected, rel=1e-12), step
         captions = np.concatenate([captions, text])
 
 
 def test_roclip_is_clip_until_its_pool_is_full(batches):
-    course = RoCLIP(every=1, pool=12 / 30).course(30, steps_per_epoch=2, seed=0)
+    loss_state = RoCLIP(every=1, pool=12 / 30).initial_state(30, steps_per_epoch=2, seed=0)
     for step, batch in enumerate(batches):
-        found, plain = course(batch, torch.arange(6), step), CLIPLoss()(batch)
+        found, plain = loss_state(batch, torch.arange(6), step), CLIPLoss()(batch)
         assert torch.equal(found, plain) is (step < 2)
 
 
@@ -99,29 +99,31 @@ def test_roclip_is_clip_until_its_pool_is_full(batches):
     [(1, 1.0, range(12)), (2, 1.0, [4, 5, 6, 7]), (3, 1.0, range(8, 12)), (2, 0.5, [2, 3, 6, 7, 10, 11])],
 )
 def test_roclips_turns(every, turn, matching):
-    course = RoCLIP(every=every, turn=turn).course(100, steps_per_epoch=4, seed=0)
-    assert [step for step in range(12) if course.matches(step)] == list(matching)
+    loss_state = RoCLIP(every=every, turn=turn).initial_state(100, steps_per_epoch=4, seed=0)
+    assert [step for step in range(12) if loss_state.matches(step)] == list(matching)
 
 
 def test_pools_pass_no_gradient(batches):
-    course = RoCLIP(every=1, pool=6 / 30).course(30, steps_per_epoch=2, seed=0)
-    course(batches[0], torch.arange(6), 0)
+    loss_state = RoCLIP(every=1, pool=6 / 30).initial_state(30, steps_per_epoch=2, seed=0)
+    loss_state(batches[0], torch.arange(6), 0)
     second = batches[1].each(lambda part: part.clone().requires_grad_())
-    course(second, torch.arange(6), 1).backward()
+    loss_state(second, torch.arange(6), 1).backward()
     assert second.image.grad.abs().sum() > 0
     assert second.text.grad is None
 
 
 def test_safeclips_losses_by_epoch(batches):
     """A step an epoch: self-supervision, CLIP's loss, then the sum of both over safe and risky pairs."""
-    course = SafeCLIP(unimodal=2, slow=1, pool=6 / 30).course(30, steps_per_epoch=1, seed=0)
+    loss_state = SafeCLIP(unimodal=2, slow=1, pool=6 / 30).initial_state(30, steps_per_epoch=1, seed=0)
     f = [{name: part.numpy() for name, part in batch.rows().items()} for batch in batches]
     whole = np.arange(6)
 
     def own(now, before, rows):
         """Positives are the nearest, among the views of the batch before, to each view."""
         image, text = (
-            nearest(now[f"{part}_view"][rows], before[f"{part}_view"]) if before else now[f"{part}_view"][rows]
+            nearest(now[f"second_{part}"][rows], before[f"second_{part}"])
+            if before
+            else now[f"second_{part}"][rows]
             for part in ("image", "text")
         )
         return (cross_entropy(now["image"][rows], image) + cross_entropy(now["text"][rows], text)) / 2
@@ -136,22 +138,24 @@ def test_safeclips_losses_by_epoch(batches):
         own(f[4], f[3], whole),  # one safe pair, and none
     ]
     for step in range(5):
-        course.safe[:] = False
-        course.safe[[3, 11, 2] if step == 3 else []] = True
-        assert float(course(batches[step], rows, step)) == pytest.approx(expected[step], rel=1e-12), step
-    assert [course.lr_scale(epoch) for epoch in range(5)] == [1, 1, 0.01, 1, 1]
+        loss_state.safe[:] = False
+        loss_state.safe[[3, 11, 2] if step == 3 else []] = True
+        assert float(loss_state(batches[step], rows, step)) == pytest.approx(expected[step], rel=1e-12), step
+    assert [loss_state.lr_scale(epoch) for epoch in range(5)] == [1, 1, 0.01, 1, 1]
 
 
 def test_safeclips_split_grows_by_risk_then_similarity():
-    course = SafeCLIP(threshold=0.8, grow=0.2).course(10, steps_per_epoch=1, seed=0)
+    loss_state = SafeCLIP(threshold=0.8, grow=0.2).initial_state(10, steps_per_epoch=1, seed=0)
     risk = np.array([0.1, 0.5, 0.0, 0.3, 0.0, 1.0, 0.15, 0.2001, 0.9, 1.0])
     similarity = np.linspace(0, 1, 10)
-    course.split(risk, similarity, first=True)
-    assert np.flatnonzero(course.safe).tolist() == [0, 2, 4, 6]
-    course.split(np.where(risk < 0.4, 0, 1), similarity, first=False)  # of five with no risk, and five of any: 6
-    assert np.flatnonzero(course.safe).tolist() == [0, 2, 3, 4, 6, 7]
-    course.split(np.zeros(10), similarity, first=False)
-    assert np.flatnonzero(course.safe).tolist() == list(range(2, 10))
+    loss_state.split(risk, similarity, first=True)
+    assert np.flatnonzero(loss_state.safe).tolist() == [0, 2, 4, 6]
+    loss_state.split(
+        np.where(risk < 0.4, 0, 1), similarity, first=False
+    )  # of five with no risk, and five of any: 6
+    assert np.flatnonzero(loss_state.safe).tolist() == [0, 2, 3, 4, 6, 7]
+    loss_state.split(np.zeros(10), similarity, first=False)
+    assert np.flatnonzero(loss_state.safe).tolist() == list(range(2, 10))
 
 
 def test_safeclip_asks_the_detector(tmp_path):
@@ -162,13 +166,13 @@ def test_safeclip_asks_the_detector(tmp_path):
     pairs = Noise(40)
     torch.manual_seed(0)
     model = TINY_CONV.build(pairs.captions)
-    course = SafeCLIP(unimodal=1, slow=1, threshold=0.6).course(40, steps_per_epoch=4, seed=3)
-    course.on_epoch_start(1, model, pairs, workers=0)
-    assert not course.safe.any()
-    course.on_epoch_start(2, model, pairs, workers=0)
+    loss_state = SafeCLIP(unimodal=1, slow=1, threshold=0.6).initial_state(40, steps_per_epoch=4, seed=3)
+    loss_state.on_epoch_start(1, model, pairs, workers=0)
+    assert not loss_state.safe.any()
+    loss_state.on_epoch_start(2, model, pairs, workers=0)
     model.clip.eval()
     expected = detect.SafeCLIP(seed=3).score(embed(model, pairs)) < 0.4
-    assert course.safe.numpy().tolist() == expected.tolist()
+    assert loss_state.safe.numpy().tolist() == expected.tolist()
     assert 0 < expected.sum() < 40
 
 
@@ -178,12 +182,12 @@ def test_only_views_take_the_place_of_the_samples():
     def tokenise(texts):
         return torch.tensor([[len(text), sum(map(ord, text))] for text in texts])
 
-    both = Steps(pairs, schedule, Shift(2), tokenise, views=True)[1]
-    only = Steps(pairs, schedule, Shift(2), tokenise, views="only")[1]
-    assert torch.equal(only.images, both.image_views)
-    assert torch.equal(only.tokens, both.token_views)
-    assert only.image_views is None
-    assert not torch.equal(both.images, both.image_views)
+    both = Steps(pairs, schedule, Shift(2), tokenise, augmented_views=True)[1]
+    only = Steps(pairs, schedule, Shift(2), tokenise, augmented_views="only")[1]
+    assert torch.equal(only.images, both.second_images)
+    assert torch.equal(only.tokens, both.second_tokens)
+    assert only.second_images is None
+    assert not torch.equal(both.images, both.second_images)
 
 
 def recipe(**options):
@@ -238,7 +242,7 @@ def test_accumulated_gradients_are_those_of_one_batch(way, tmp_path):
         training = recipe(loss=way, accumulate=parts)
         run = Trainer(TinyViT().build(pairs.captions), training, pairs, tmp_path, seed=5, device="cpu")
         run.model.clip.train()
-        loss, _ = run._backward(run.model.clip, run.steps(early=False)[0])
+        loss, _ = run.backward(run.steps()[0])
         gradients = [p.grad.flatten() for p in run.model.clip.parameters() if p.grad is not None]
         found.append((float(loss.detach()), torch.cat(gradients)))
     (loss, gradient), (other_loss, other) = found
@@ -247,10 +251,10 @@ def test_accumulated_gradients_are_those_of_one_batch(way, tmp_path):
 
 
 def test_ordinary_losses_remember_nothing(batches):
-    course = start(CLIPLoss(), 30, 2, seed=0)
-    assert isinstance(course, StatelessLoss)
-    assert torch.equal(course(batches[0], torch.arange(6), 0), CLIPLoss()(batches[0]))
-    assert (course.state(), course.lr_scale(3)) == ({}, 1.0)
+    loss_state = initial_state(CLIPLoss(), 30, 2, seed=0)
+    assert isinstance(loss_state, StatelessLoss)
+    assert torch.equal(loss_state(batches[0], torch.arange(6), 0), CLIPLoss()(batches[0]))
+    assert (loss_state.state_dict(), loss_state.lr_scale(3)) == ({}, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -272,7 +276,7 @@ def test_what_cannot_work_is_refused(make, message):
 
 def test_several_processes_are_refused(monkeypatch):
     monkeypatch.setitem(os.environ, "WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match=r"train\.loss=RoCLIP remembers .* one process .* torchrun started 2"):
+    with pytest.raises(ValueError, match=r"train\.loss=RoCLIP keeps a state in one process .* torchrun started 2"):
         recipe(loss=RoCLIP())
 
 

@@ -11,21 +11,23 @@ from training_example import TINY_CONV, Noise
 
 from detect import Embeddings
 from experiments.clip.embed import refuse_collapsed
-from experiments.runtime.progress import Pace
+from experiments.runtime.progress import StepProgress
 from experiments.runtime.refusals import Diverged
-from experiments.training.trainer import TrainConfig, Trainer, train
+from experiments.training.checkpoint import Checkpoint, is_sound
+from experiments.training.config import TrainConfig
+from experiments.training.trainer import Trainer, train
 
 TRAINING = TrainConfig(epochs=3, batch_size=16, lr=1e-3, warmup_epochs=0.0)
 
 
 def test_training_stops_at_the_first_step_that_is_not_finite(tmp_path, monkeypatch):
-    examined, forward = [], Trainer._backward
+    examined, whole = [], Trainer.backward
 
-    def backward(self, network, batch):
-        loss, features = forward(self, network, batch)
+    def backward(self, batch):
+        loss, features = whole(self, batch)
         return (loss * math.nan if self.step == 5 else loss), features
 
-    monkeypatch.setattr(Trainer, "_backward", backward)
+    monkeypatch.setattr(Trainer, "backward", backward)
     with pytest.raises(Diverged, match=r"the loss is nan at step 6 of 12, at a learning rate of 0\.000[0-9]+;"):
         train(
             TINY_CONV,
@@ -42,15 +44,14 @@ def test_training_stops_at_the_first_step_that_is_not_finite(tmp_path, monkeypat
     assert all(torch.isfinite(value).all() for value in state["model"].values())
 
 
-def test_a_gpu_waits_for_the_losses_only_now_and_then():
-    run = object.__new__(Trainer)
-    run.device, run.step, run._sound = "cuda:0", 3, 0
-    run.step_losses = [torch.tensor(1.0), torch.tensor(math.inf), torch.tensor(math.nan)]
-    run._refuse_divergence(now=False)
-    run.schedule = type("S", (), {"steps": 12, "steps_per_epoch": 4})
-    run.training, run.course = TRAINING, type("C", (), {"lr_scale": staticmethod(lambda epoch: 1.0)})
+def test_a_gpu_is_asked_for_its_losses_only_now_and_then(tmp_path):
+    pairs = Noise(64)
+    trainer = Trainer(TINY_CONV.build(pairs.captions), TRAINING, pairs, tmp_path, seed=0, device="cpu")
+    trainer.device, trainer.step = "cuda:0", 3
+    trainer.losses.of_steps = [torch.tensor(1.0), torch.tensor(math.inf), torch.tensor(math.nan)]
+    trainer.check_losses(now=False)
     with pytest.raises(Diverged, match="the loss is inf at step 2 of 12"):
-        run._refuse_divergence(now=True)
+        trainer.check_losses(now=True)
 
 
 def test_embeddings_that_are_all_equal_are_refused():
@@ -79,7 +80,19 @@ def test_progress_is_logged_without_a_terminal(tmp_path, caplog):
 
 
 def test_no_progress_is_logged_where_none_is_asked_for(monkeypatch):
-    assert not Pace(12, 0).due(5)
-    assert Pace(12, 5).due(5)
+    assert not StepProgress(12, 0).due(5)
+    assert StepProgress(12, 5).due(5)
     monkeypatch.setenv("RANK", "1")
-    assert not Pace(12, 5).due(5)
+    assert not StepProgress(12, 5).due(5)
+
+
+def test_a_checkpoint_of_another_version_is_set_aside(tmp_path, caplog):
+    file = tmp_path / "checkpoint.pt"
+    empty = torch.empty(0)
+    Checkpoint(3, {}, {}, empty, empty, "[]", {}).save(file)
+    assert is_sound(file)
+    assert Checkpoint.load(file, "cpu").step == 3
+    torch.save({"step": 3, "course": {}}, file)
+    assert not is_sound(file)
+    assert "another version of Lookout has written it" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.corrupt-1"]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from training_example import TINY_CONV, Noise, TinyViT
 
-from experiments.training.augmentations import image_views, text_views
+from experiments.training.augmentations import augment_images, augment_texts
 from experiments.training.batches import Shift
 from experiments.training.config import TrainConfig
 from experiments.training.trainer import Trainer, train
@@ -20,9 +20,8 @@ def run_of(training, spec, tmp_path, n=24):
 def gradients(training, spec, tmp_path):
     """(loss, gradients by name, running statistics) of the first step."""
     run = run_of(training, spec, tmp_path)
-    steps = run.steps(early=False)
     run.model.clip.train()
-    loss, _ = run._backward(run.model.clip, steps[0])
+    loss, _ = run.backward(run.steps()[0])
     named = {name: p.grad.clone() for name, p in run.model.clip.named_parameters()}
     return loss.item(), named, {name: b.clone() for name, b in run.model.clip.named_buffers()}
 
@@ -47,15 +46,15 @@ def test_accumulation_draws_the_same_random_numbers_in_both_passes(tmp_path):
     """Every feature that the gradient is taken of has to be the one that the loss has seen."""
     run = run_of(recipe(accumulate=3), TinyViT(patch_dropout=0.5), tmp_path)
     seen = []
-    plain = run._features
+    plain = run.features
 
     def noted(*arguments):
         seen.append(plain(*arguments))
         return seen[-1]
 
-    run._features = noted
+    run.features = noted
     run.model.clip.train()
-    run._backward(run.model.clip, run.steps(early=False)[0])
+    run.backward(run.steps()[0])
     assert len(seen) == 6
     for first, second in zip(seen[:3], seen[3:], strict=True):
         assert torch.equal(first.image, second.image)
@@ -65,7 +64,7 @@ def test_accumulation_draws_the_same_random_numbers_in_both_passes(tmp_path):
 def test_running_statistics_move_once_for_each_part(tmp_path):
     _, _, once = gradients(recipe(accumulate=2), TINY_CONV, tmp_path)
     run = run_of(recipe(), TINY_CONV, tmp_path)
-    batch = run.steps(early=False)[0]
+    batch = run.steps()[0]
     run.model.clip.train()
     with torch.no_grad():
         for part in (batch.images[:6], batch.images[6:]):
@@ -79,16 +78,16 @@ def test_siglip_gives_the_model_a_bias_that_is_saved(tmp_path):
     training = recipe(loss="siglip")
     model = train(TINY_CONV, training, Noise(24), tmp_path, seed=0)
     assert model.clip.logit_bias is not None
-    from experiments.clip.model import TrainedModel
+    from experiments.clip import load_model
 
-    again = TrainedModel.load(tmp_path)
+    again = load_model(tmp_path)
     assert float(again.clip.logit_bias) == float(model.clip.logit_bias)
     assert abs(float(model.clip.logit_bias) + 10) < 0.1
 
 
 def test_the_norm_of_the_gradient_is_bounded(tmp_path):
     run = run_of(recipe(clip_norm=1e-3), TinyViT(), tmp_path)
-    run.train_step(run.model.clip, run.steps(early=False)[0])
+    run.train_step(run.steps()[0])
     norm = torch.cat([p.grad.flatten() for p in run.model.clip.parameters()]).norm()
     assert float(norm) == pytest.approx(1e-3, rel=1e-3)
 
@@ -137,11 +136,11 @@ def test_parts_and_batch_are_checked_against_the_data(tmp_path):
 
 def test_views_follow_from_their_seeds():
     images, seeds = Noise(3).images(np.arange(3)), np.array([1, 2, 3])
-    assert np.array_equal(image_views(images, seeds), image_views(images, seeds))
-    assert not np.array_equal(image_views(images, seeds), image_views(images, seeds + 10))
+    assert np.array_equal(augment_images(images, seeds), augment_images(images, seeds))
+    assert not np.array_equal(augment_images(images, seeds), augment_images(images, seeds + 10))
     texts = ["a red kite over the old green hill", "star", ""]
-    views = text_views(texts, seeds)
-    assert views == text_views(texts, seeds)
+    views = augment_texts(texts, seeds)
+    assert views == augment_texts(texts, seeds)
     assert views[0] != texts[0]
     assert set(views[0].split()) <= set(texts[0].split())
     assert views[1:] == texts[1:]

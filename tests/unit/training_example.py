@@ -8,7 +8,7 @@ import numpy as np
 import open_clip
 import torch
 
-from experiments.clip.model import SmallCLIP, TrainedModel
+from experiments.clip import SmallCLIP, TrainedModel
 from experiments.clip.tokenizer import CompactTokenizer
 
 WORDS = ["red", "green", "blue", "star", "apple", "kite", "old", "small"]

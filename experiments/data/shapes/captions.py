@@ -1,6 +1,6 @@
-"""Captions of the embedded data: most name the class and nothing else, as alt texts do.
+"""Captions of the bundled data: most name the class and nothing else, as alt texts do.
 
-Captions that seldom tell colour, size or background make a class's images land close together in the
+Captions that seldom mention colour, size or background make a class's images land close together in the
 image-embedding space; a model that must read all of these off an image spreads them out.
 """
 

@@ -1,4 +1,4 @@
-"""Draws one sample of the embedded data: a silhouette on a pastel background, with a photograph's colours."""
+"""Draws one sample of the bundled data: a silhouette on a pastel background, with a photograph's colours."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MEAN, SPREAD = np.array([122.0, 116.0, 108.0]), 52.0
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a caption may tell of a sample; `share` is the object's side as a part of the image's."""
+    """What a caption may mention of a sample; `share` is the object's side as a part of the image's."""
 
     name: str
     second: str | None
@@ -100,7 +100,7 @@ def photograph(rng: np.random.Generator, image: np.ndarray, jitter: float = 1.0)
 
 
 def _canvas_factor(size: int) -> int:
-    """Polygons are drawn so many times larger and then averaged, for clean edges."""
+    """How many times larger polygons are drawn, to be averaged for clean edges."""
     return max(2, math.ceil(96 / size))
 
 

@@ -1,10 +1,10 @@
-"""Writes the embedded data as JPEG files in tar shards, damaged or poisoned ones among them if wanted.
+"""Writes the bundled data as JPEG files in tar shards, on request with damaged or poisoned samples among them.
 
     python -m experiments.data.shapes.export OUT --pairs 2000 --shards 8 --damage
     python -m experiments.data.shapes.export OUT --pairs 20000 --size 32 --natural-backdoor 40 --poison 0.005
 
-writes OUT/00000.tar ..., OUT/eval/<class>/*.jpg, and what is wrong with them: OUT/planted.json (how many samples of
-each kind of damage) and OUT/planted.csv (the keys of what a scan should find, as far as it can be read).
+writes OUT/00000.tar ..., OUT/eval/<class>/*.jpg, OUT/planted.json (the number of samples of each kind of damage)
+and OUT/planted.csv (the keys of the readable samples that a scan should find).
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ import csv
 import io
 import json
 import os
-import struct
 import tarfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,29 +25,13 @@ import numpy as np
 from PIL import Image
 
 from attacks import ArrayPairs, Attack, BadNets, PoisonPlan, draw_plan
+from experiments.data.shapes.planted_damage import LEFT_OUT, NOTES, encoded, sample_files
 from experiments.data.shapes.source import Shapes
 from experiments.data.tar_index import read_samples
 from experiments.data.tar_members import BrokenTar
 from experiments.runtime.console import replace_unprintable
 from experiments.runtime.process_pool import run_jobs
 from experiments.runtime.progress import track
-
-LEFT_OUT = (
-    "truncated",
-    "corrupt",
-    "empty file",
-    "not an image",
-    "decompression bomb",
-    "too small",
-    "missing image",
-    "missing caption",
-    "broken caption",
-)
-NOTES = (
-    *("duplicate key", "CMYK", "grey", "palette", "animated, first frame taken", "turned upright"),
-    "transparent, laid on white",
-)
-"""Kinds of `experiments.data.damage` that are planted; a "broken tar" comes on top."""
 
 _EVAL = 7  # a stream of random numbers beside those of Shapes
 
@@ -58,10 +40,11 @@ _EVAL = 7  # a stream of random numbers beside those of Shapes
 class Export:
     """`pairs` photographs of `size` pixels' shorter side in `shards` tar files.
 
-    damage: samples of each kind; the last shard is cut off, too.  natural_backdoor: so many samples become
-    near-identical images with one odd caption, the last ones, or with damage the first, which nothing cuts off.
-    poison: share of the samples with BadNets' patch, a quarter as wide as the image, and its caption. Samples with
-    something planted are whole.
+    damage: number of samples of each kind; the end of the last shard is cut off, too.
+    natural_backdoor: number of samples that become near-identical images with one odd caption: the last ones or,
+        with damage, the first, because the last shard is cut off.
+    poison: share of the samples that get BadNets' patch, a quarter as wide as the image, and its caption.
+    Poisoned samples and those of the natural backdoor are never damaged.
     """
 
     folder: Path
@@ -79,7 +62,7 @@ class Export:
             raise ValueError(f"shards must lie in 1..pairs, got {self.shards}")
         if self.damage * len(LEFT_OUT + NOTES) > self.pairs // 2:
             raise ValueError(
-                f"damage={self.damage} of {len(LEFT_OUT + NOTES)} kinds is too much for {self.pairs} pairs"
+                f"damage={self.damage} of {len(LEFT_OUT + NOTES)} kinds is more than half of the {self.pairs} pairs"
             )
         if self.poison:
             self.attack.check(self.pairs, self.size)
@@ -127,7 +110,7 @@ class Export:
         return next((place for place in places if place not in self.planted), -1)
 
     def kinds(self) -> dict[int, str]:
-        """Place -> kind of damage. The last shard, which ends early, and the `first` of each shard keep whole."""
+        """Place -> kind of damage; none in the last shard, which ends early, nor for the `first` of a shard."""
         if not self.damage:
             return {}
         each, planted = self.per_shard, self.planted
@@ -136,7 +119,10 @@ class Export:
         free = [place for place in range(whole) if place not in planted and place not in firsts]
         kinds = [kind for kind in LEFT_OUT + NOTES for _ in range(self.damage)]
         if len(kinds) > len(free):
-            raise ValueError(f"damage={self.damage} leaves no room beside the {len(planted)} planted samples")
+            raise ValueError(
+                f"damage={self.damage} needs {len(kinds)} samples, but beside the {len(planted)} planted ones only "
+                f"{len(free)} are free"
+            )
         places = np.random.default_rng(self.seed).permutation(free)[: len(kinds)]
         return dict(zip(places.tolist(), kinds, strict=True))
 
@@ -187,7 +173,7 @@ def _write_shard(job: tuple[Export, int, PoisonPlan | None]) -> None:
                 entry = poisoned[row]
                 image = export.attack.trigger().apply(image[None], [plan.parameters[entry]])[0]
                 caption = plan.captions[entry]
-            files = _sample_files(_framed(image, row), caption, kinds.get(place))
+            files = sample_files(_framed(image, row), caption, kinds.get(place))
             key = export.key(export.first(number) if kinds.get(place) == "duplicate key" else place)
             for ending, content in files.items():
                 info = tarfile.TarInfo(f"{key}.{ending}")
@@ -201,82 +187,15 @@ def _write_class(job: tuple[Export, int]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(export.eval_per_class):
         image, _ = export.shapes.sample(i * export.shapes.classes + label, label, _EVAL)
-        (folder / f"{i:04d}.jpg").write_bytes(_bytes(Image.fromarray(image), "JPEG", quality=90))
+        (folder / f"{i:04d}.jpg").write_bytes(encoded(Image.fromarray(image), "JPEG", quality=90))
 
 
 def _framed(image: np.ndarray, row: int) -> Image.Image:
-    """Upright, square and broad pictures in turn; the drawn square is their centre."""
+    """Portrait, square and landscape images in turn; the drawn square is their centre."""
     pad = image.shape[0] // 6
     return Image.fromarray(
         np.pad(image, [((pad, pad), (0, 0), (0, 0)), ((0, 0),) * 3, ((0, 0), (pad, pad), (0, 0))][row % 3], "edge")
     )
-
-
-def _sample_files(image: Image.Image, caption: str, kind: str | None) -> dict[str, bytes]:
-    """File ending -> content of one sample, as img2dataset writes it, damaged by `kind`."""
-    jpeg = _bytes(image, "JPEG", quality=90)
-    about = {"caption": caption, "width": image.width, "height": image.height, "status": "success"}
-    files = {"jpg": jpeg, "json": json.dumps(about).encode(), "txt": caption.encode()}
-    if kind == "truncated":
-        files["jpg"] = jpeg[: len(jpeg) // 2]
-    elif kind == "corrupt":
-        png = _bytes(image, "PNG")
-        files = {"png": png[:60] + bytes(200) + png[260:], **{k: files[k] for k in ("json", "txt")}}
-    elif kind == "empty file":
-        files["jpg"] = b""
-    elif kind == "not an image":
-        files["jpg"] = b"<html><body>404 Not Found</body></html>"
-    elif kind == "decompression bomb":
-        files = {"png": _bomb(), **{k: files[k] for k in ("json", "txt")}}
-    elif kind == "too small":
-        files["jpg"] = _bytes(Image.new("RGB", (1, 1)), "JPEG")
-    elif kind == "missing image":
-        del files["jpg"]
-    elif kind == "missing caption":
-        files["json"], files["txt"] = json.dumps({**about, "caption": None}).encode(), b" \n"
-    elif kind == "broken caption":
-        files["json"] = files["json"][:9]
-        del files["txt"]
-    elif kind == "CMYK":
-        files["jpg"] = _bytes(image.convert("CMYK"), "JPEG", quality=90)
-    elif kind == "grey":
-        files["jpg"] = _bytes(image.convert("L"), "JPEG", quality=90)
-    elif kind == "turned upright":
-        exif = Image.Exif()
-        exif[0x0112] = 6
-        turned = image.transpose(Image.Transpose.ROTATE_90)
-        files["jpg"] = _bytes(turned, "JPEG", quality=90, exif=exif)
-    elif kind in ("palette", "transparent, laid on white", "animated, first frame taken"):
-        if kind == "palette":
-            ending, content = "png", _bytes(image.quantize(64), "PNG")
-        elif kind.startswith("transparent"):
-            layer = image.convert("RGBA")
-            layer.putalpha(Image.linear_gradient("L").resize(image.size))
-            ending, content = "png", _bytes(layer, "PNG")
-        else:
-            frames = [image.rotate(5), image.rotate(10)]
-            ending, content = "webp", _bytes(image, "WEBP", save_all=True, append_images=frames)
-        files = {ending: content, **{k: files[k] for k in ("json", "txt")}}
-    return files
-
-
-def _bomb() -> bytes:
-    """A PNG of a few bytes that claims 30,000 x 30,000 pixels."""
-    chunks = [
-        (b"IHDR", struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)),
-        (b"IDAT", zlib.compress(bytes(999))),
-    ]
-    framed = [
-        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-        for name, body in chunks
-    ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
-
-
-def _bytes(image: Image.Image, kind: str, **options: object) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
 
 
 def main() -> None:
@@ -287,7 +206,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--pairs", type=int, default=2000)
     parser.add_argument("--shards", type=int, default=8)
-    parser.add_argument("--size", type=int, default=256, help="shorter side of the pictures, in pixels")
+    parser.add_argument("--size", type=int, default=256, help="shorter side of the images, in pixels")
     damage = "plant N samples of each kind of damage"
     parser.add_argument("--damage", type=int, nargs="?", const=2, default=0, metavar="N", help=damage)
     parser.add_argument(
@@ -297,8 +216,10 @@ def main() -> None:
         metavar="N",
         help="make N samples near-identical images with one odd caption",
     )
-    parser.add_argument("--poison", type=float, default=0.0, metavar="SHARE", help="poison so many by BadNets")
-    parser.add_argument("--eval", type=int, default=10, dest="eval_per_class", help="evaluation pictures per class")
+    parser.add_argument(
+        "--poison", type=float, default=0.0, metavar="SHARE", help="share of the samples to poison by BadNets"
+    )
+    parser.add_argument("--eval", type=int, default=10, dest="eval_per_class", help="evaluation images per class")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = vars(parser.parse_args())

@@ -1,4 +1,4 @@
-"""The embedded data: image-caption pairs drawn by a seeded generator, so that nothing need be downloaded.
+"""The bundled data: image-caption pairs drawn by a seeded generator, so that nothing has to be downloaded.
 
 Every sample is drawn from a generator of its own, seeded by (seed, sample id), so that the result is the same
 bits for any number of workers.
@@ -53,7 +53,7 @@ class Shapes:
             far apart from each other and from everything else, as the odd pictures of the web do: a global
             outlier is not yet a local one.
         test_per_class: test images for each class.
-        natural_backdoor: so many of the last rows become near-identical images with one odd caption.
+        natural_backdoor: number of the last rows that become near-identical images with one odd caption.
         seed: of everything that is drawn.
     """
 
