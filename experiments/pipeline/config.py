@@ -135,6 +135,16 @@ def refused(arguments: Sequence[str]) -> str | None:
     return None
 
 
+def composed(arguments: Sequence[str]) -> DictConfig:
+    """The one configuration that overrides alone compose; ValueError for other options and for a sweep."""
+    if others := [argument for argument in arguments if not is_plain([argument]) or argument in _FLAGS]:
+        raise ValueError(f"--stages takes overrides (key=value) beside it, got {others[0]}")
+    try:
+        return _compose([quote_patterns(argument) for argument in arguments], CONF)
+    except HydraException as error:
+        raise ValueError(f"--stages shows one configuration: {' '.join(str(error).split())}") from error
+
+
 def explain(arguments: Sequence[str], folder: Path) -> str | None:
     """What is wrong with the first command-line argument that names nothing, with the choices there are.
 

@@ -21,7 +21,7 @@ from experiments.runtime import distributed, refusals, stopping
 from experiments.runtime.atomic import write_whole
 
 if TYPE_CHECKING:
-    from experiments.pipeline.stages import Scored
+    from experiments.pipeline.values import Scored
 
 log = logging.getLogger(__name__)
 SUCCEEDED = 0.5  # attack success rate under which finding the poison is only finding a wrong caption

@@ -60,7 +60,5 @@ def _new_value(key: str, value: str) -> str:
     """The value with each old choice replaced, alone, in a list or in a sweep."""
     if value.startswith("{"):
         return value
-    for ending, choices in VALUES.items():
-        if f".{key}".endswith(f".{ending}"):
-            return _WORD.sub(lambda word: choices.get(word.group().lower(), word.group()), value)
-    return value
+    choices = next((VALUES[ending] for ending in VALUES if f".{key}".endswith(f".{ending}")), {})
+    return _WORD.sub(lambda word: choices.get(word.group().lower(), word.group()), value)
