@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.aggregate import OF_ATTACK, case_label, case_order, is_control_case, usual
+from analysis.markdown import markdown_table
 from analysis.style import detector_label
 from analysis.tables import is_raw, number, percent
 
@@ -63,7 +64,7 @@ def write(rows: pd.DataFrame, folder: Path, stem: str, title: str) -> list[Path]
 def markdown(table: pd.DataFrame, title: str) -> str:
     """The table in Markdown; the last column is what Tandem has above (+) or below (-) the bound."""
     heads = ["attack", "poisoned", "seed", "ASR", "Tandem", "Flicker", "best over k, by the truth", "apart"]
-    lines = [f"# {title}", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    rows = []
     for row in table.to_dict("records"):
         apart = row["tandem"] - row["best"]
         bound = f"{number(row['best'])} ({detector_label(row['best_detector'])}, k = {row['best_k']})"
@@ -77,5 +78,5 @@ def markdown(table: pd.DataFrame, title: str) -> str:
             bound,
             f"{apart:+.3f}" if apart == apart else "–",
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        rows.append(cells)
+    return "\n".join([f"# {title}", "", *markdown_table(heads, rows)]) + "\n"

@@ -39,7 +39,7 @@ def write(result: RunResult, folder: str | Path, top: int = TOP) -> Group:
     best = leading_cell(result.cells)
     if best is None:
         log.warning("no cell was scored, so there are no figures; see the errors in %s", folder / "results.csv")
-        return run_table(rows, result.facts)
+        return run_table(rows, result.metadata)
     assert best.scores is not None
     for cell in result.cells:
         if cell.scores is not None and cell.scores.shape != is_poison.shape:
@@ -51,7 +51,7 @@ def write(result: RunResult, folder: str | Path, top: int = TOP) -> Group:
     save(figures.roc(result.cells, is_poison), folder, "roc")
     save(figures.score_histograms(result.cells, is_poison), folder, "scores")
     view = figures.flat_view(np.asarray(result.embeddings.image))
-    target = target_class(result.pairs, result.facts.get("target"))
+    target = target_class(result.pairs, result.metadata.get("target"))
     about = figures.heading(best.row, is_poison)
     save(figures.embedding(view, best.scores, is_poison, target, name, about=about), folder, "embedding")
 
@@ -66,7 +66,7 @@ def write(result: RunResult, folder: str | Path, top: int = TOP) -> Group:
         np.asarray(result.pairs.ids)[rows_shown].tolist(),
     )
     save(sheet, folder, "suspects")
-    return run_table(rows, result.facts)
+    return run_table(rows, result.metadata)
 
 
 def leading_cell(cells: Sequence[figures.S]) -> figures.S | None:

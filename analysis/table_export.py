@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.aggregate import case_label, case_order, is_control_case
+from analysis.markdown import markdown_table
 from analysis.style import CONTROLS, detector_label, detector_order
 from analysis.tables import is_raw, number, percent
 
@@ -116,14 +117,13 @@ def markdown(summary: pd.DataFrame, title: str) -> str:
     """The table in Markdown: `.982 ± .010 [.961, .993]`."""
     lines = [f"# {title}", ""]
     for side in _sides(summary):
-        lines += [f"## {side.name}", "", "| attack | ASR | zero-shot | " + " | ".join(_heads(side)) + " |"]
-        lines += ["|---" * (3 + len(side.detectors)) + "|"]
+        rows = []
         for case in side.cases:
             first = side.first(case)
             row = [_head(first, sizes(summary)), percent(first["asr"]), percent(first["zero_shot_top1"])]
-            row += [f"{_mean(cell)} {_interval(cell)}".strip() for cell in side.of_case(case)]
-            lines.append("| " + " | ".join(row) + " |")
-        lines.append("")
+            rows.append([*row, *(f"{_mean(cell)} {_interval(cell)}".strip() for cell in side.of_case(case))])
+        columns = ["attack", "ASR", "zero-shot", *_heads(side)]
+        lines += [f"## {side.name}", "", *markdown_table(columns, rows), ""]
     return "\n".join(lines + [f"{note}  " for note in _notes(summary)]) + "\n"
 
 

@@ -97,12 +97,12 @@ def number(value: Any, digits: int = 3) -> str:
     return text[1:] if text.startswith("0.") else text[: digits + 1]
 
 
-def warnings(facts: Mapping[str, Any]) -> list[str]:
+def warnings(metadata: Mapping[str, Any]) -> list[str]:
     """What a reader must know before believing a run's table."""
     said: list[str] = []
-    if facts.get("train_on") == "clean":
+    if metadata.get("train_on") == "clean":
         said.append("control: the model was trained on the clean data, so it learned no backdoor.")
-    attack, asr = str(facts.get("attack", "")), facts.get("asr")
+    attack, asr = str(metadata.get("attack", "")), metadata.get("asr")
     if attack in CONTROL_ATTACKS:
         said.append(f"control: {CONTROL_ATTACKS[attack]}; what is found here is not a backdoor.")
     elif not said and asr is not None and asr == asr and float(asr) < EMBEDDED_AT:
@@ -110,27 +110,27 @@ def warnings(facts: Mapping[str, Any]) -> list[str]:
             f"the attack did not embed (attack success rate {percent(asr)} < {percent(EMBEDDED_AT, 0)}): "
             "finding its samples is then only finding wrong captions."
         )
-    said += [str(line) for line in facts.get("warnings", ())]
+    said += [str(line) for line in metadata.get("warnings", ())]
     return said
 
 
-def summary(facts: Mapping[str, Any]) -> str:
+def summary(metadata: Mapping[str, Any]) -> str:
     """The lines above a run's table: what was attacked, how well the model learned it, and the counts."""
-    attack = str(facts.get("attack", "?"))
+    attack = str(metadata.get("attack", "?"))
     parts = [f"attack {attack_label(attack)}"]
-    if facts.get("data") is not None:
-        parts[0] += f" on {facts['data']}"
-    n, poisons = facts.get("n"), facts.get("n_poison")
+    if metadata.get("data") is not None:
+        parts[0] += f" on {metadata['data']}"
+    n, poisons = metadata.get("n"), metadata.get("n_poison")
     if n:
         parts.append(f"{n:,} samples" + (f", {poisons:,} poisoned ({percent(poisons / n, 2)})" if poisons else ""))
-    if facts.get("seed") is not None:
-        parts.append(f"seed {facts['seed']}")
-    learned = f"zero-shot accuracy {percent(facts.get('zero_shot_top1'))}"
-    learned += f" · attack success rate {percent(facts.get('asr'))}"
+    if metadata.get("seed") is not None:
+        parts.append(f"seed {metadata['seed']}")
+    learned = f"zero-shot accuracy {percent(metadata.get('zero_shot_top1'))}"
+    learned += f" · attack success rate {percent(metadata.get('asr'))}"
     return " · ".join(parts) + "\n" + learned
 
 
-def run_table(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> Group:
+def run_table(rows: Sequence[Mapping[str, Any]], metadata: Mapping[str, Any]) -> Group:
     """The printed table of one run: a row per detector, normalised and raw embeddings side by side.
 
     Where both exist a cell reads `normalised | raw`. Controls stand at the foot; a failed cell shows its
@@ -184,8 +184,8 @@ def run_table(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> Gr
         if row.get("status", "ok") != "ok":
             name = variant(row, rows) + (" (raw)" if is_raw(row.get("normalise")) else "")
             failed.append(Text(f"failed: {name}: {row.get('error')}", style="red"))
-    said = [Text(f"! {line}", style="bold yellow") for line in warnings(facts)]
-    return Group(Text(summary(facts), style="bold"), *said, table, *failed)
+    said = [Text(f"! {line}", style="bold yellow") for line in warnings(metadata)]
+    return Group(Text(summary(metadata), style="bold"), *said, table, *failed)
 
 
 def _value(row: Mapping[str, Any] | None, measure: str) -> Any:

@@ -291,7 +291,9 @@ def evaluate(
     run: Run, pairs: Any, truth: np.ndarray, holds_target: np.ndarray, measures: Any, scores: Scored, *, spec: Any
 ) -> None:
     """joins scores with the plan: AUROC, AUPRC, FPR at 95 % TPR, recall at 1 % removed"""
-    from experiments.pipeline.evaluation import Facts, write_cell
+    from experiments.pipeline.evaluation import RunMetadata, write_cell
 
-    facts = Facts.of(run.labels, measures, truth)
-    write_cell(run.folder, facts.row(spec, run.detector(spec)), np.asarray(pairs.ids), truth, holds_target, scores)
+    metadata = RunMetadata.of(run.labels, measures, truth)
+    write_cell(
+        run.folder, metadata.row(spec, run.detector(spec)), np.asarray(pairs.ids), truth, holds_target, scores
+    )

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from analysis.markdown import markdown_table
 from experiments.pipeline.experiment import Experiment
 from experiments.pipeline.runner import Runner
 from experiments.runtime import distributed
@@ -40,15 +41,8 @@ class Retrained:
 
     def write(self, folder: Path) -> tuple[str, Sequence[Mapping[str, Any]]]:
         """summary.md; what to print, and the rows of results.csv."""
-        lines = [
-            f"# {self.title}",
-            "",
-            " | ".join(["", *self.columns.values(), ""]).strip(),
-            "|---" * len(self.columns) + "|",
-        ]
-        for row in self.rows:
-            lines.append("| " + " | ".join(_shown(row.get(name)) for name in self.columns) + " |")
-        text = "\n".join(lines) + "\n"
+        rows = [[_shown(row.get(name)) for name in self.columns] for row in self.rows]
+        text = "\n".join([f"# {self.title}", "", *markdown_table(list(self.columns.values()), rows)]) + "\n"
         (folder / "summary.md").write_text(text, encoding="utf-8")
         return text, self.rows
 

@@ -57,7 +57,7 @@ def test_write_leaves_a_row_per_cell_and_four_figures(tmp_path):
 
 def test_the_table_shows_normalised_and_raw_side_by_side_with_controls_last():
     result = example_result(n=400, rate=0.05)
-    text = printed(tables.run_table([cell.row for cell in result.cells], result.facts))
+    text = printed(tables.run_table([cell.row for cell in result.cells], result.metadata))
     by = {(cell.row["detector"], cell.row["normalise"]): cell.row for cell in result.cells}
     line = next(line for line in text.splitlines() if line.strip().startswith("SLOF"))
     assert f"{tables.number(by['slof', True]['auroc'])} | {tables.number(by['slof', False]['auroc'])}" in line
@@ -88,7 +88,7 @@ def test_when_every_cell_failed_the_errors_are_still_written(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("facts", "expected"),
+    ("metadata", "expected"),
     [
         ({"attack": "wanet", "asr": 0.31}, ["did not embed (attack success rate 31.0 % < 50 %)"]),
         ({"attack": "wanet", "asr": 0.5}, []),
@@ -98,8 +98,8 @@ def test_when_every_cell_failed_the_errors_are_still_written(tmp_path):
         ({"attack": "badnets", "asr": 0.01, "train_on": "clean"}, ["trained on the clean data"]),
     ],
 )
-def test_warnings_above_the_table(facts, expected):
-    said = tables.warnings(facts)
+def test_warnings_above_the_table(metadata, expected):
+    said = tables.warnings(metadata)
     assert len(said) == len(expected)
     for line, part in zip(said, expected, strict=True):
         assert part in line
