@@ -125,7 +125,7 @@ def draw_scene(scene: Scene, folder: Path, formats: Sequence[str]) -> list[Path]
     """
     import numpy as np
 
-    from analysis import figures
+    from analysis import embedding_figure, figures
     from analysis.report import leading_cell, target_class
     from analysis.style import detector_label, save
 
@@ -136,10 +136,10 @@ def draw_scene(scene: Scene, folder: Path, formats: Sequence[str]) -> list[Path]
     shown = kdist[0] if kdist else leading_cell(scene.cells)
     assert shown is not None
     assert shown.scores is not None
-    view = figures.flat_view(np.asarray(scene.embeddings))
+    view = embedding_figure.flat_view(np.asarray(scene.embeddings))
     target = target_class(scene.pairs, scene.row.get("target"))
     label, about = detector_label(str(shown.row["detector"])), figures.heading(scene.row, is_poison)
-    figure = figures.embedding(view, shown.scores, is_poison, target, label, about=about)
+    figure = embedding_figure.embedding(view, shown.scores, is_poison, target, label, about=about)
     return files + save(figure, folder, f"embedding_{name}", formats)
 
 

@@ -23,7 +23,7 @@ class Made:
 
     @cached_property
     def _code(self) -> bytes:
-        sources = sorted(Path(__file__).parent.glob("*.*"))
+        sources = sorted(path for path in Path(__file__).parent.rglob("*.*") if path.suffix != ".pyc")
         return b"".join(hashlib.sha256(source.read_bytes()).digest() for source in sources)
 
     def digest(self, *parts: object) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis import figures
+from analysis import embedding_figure, figures, suspects_figure
 from analysis.style import LEADERS, save
 from analysis.tables import frame, is_control, run_table, variant
 from experiments.runtime.safe_text import csv_table
@@ -50,14 +50,14 @@ def write(result: RunResult, folder: str | Path, top: int = TOP) -> Group:
     name = variant(best.row, [cell.row for cell in figures.headline(result.cells)])
     save(figures.roc(result.cells, is_poison), folder, "roc")
     save(figures.score_histograms(result.cells, is_poison), folder, "scores")
-    view = figures.flat_view(np.asarray(result.embeddings.image))
+    view = embedding_figure.flat_view(np.asarray(result.embeddings.image))
     target = target_class(result.pairs, result.metadata.get("target"))
     about = figures.heading(best.row, is_poison)
-    save(figures.embedding(view, best.scores, is_poison, target, name, about=about), folder, "embedding")
+    save(embedding_figure.embedding(view, best.scores, is_poison, target, name, about=about), folder, "embedding")
 
     rows_shown = np.argsort(-best.scores, kind="stable")[:top]
     captions = result.pairs.captions
-    sheet = figures.suspects(
+    sheet = suspects_figure.suspects(
         result.pairs.images(rows_shown),
         [captions[int(row)] for row in rows_shown],
         best.scores[rows_shown].tolist(),

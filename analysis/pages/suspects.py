@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from analysis.markdown import markdown_table, shortened
-from analysis.pages.results import render, thumbnail
+from analysis.pages.rendering import render, thumbnail
 from analysis.style import detector_label
 from experiments.data.unscored import unscored_lines
 

@@ -27,6 +27,8 @@ from typing import Protocol
 
 import numpy as np
 
+from detect.embeddings import most_similar
+
 
 class Source(Protocol):
     """What grouping looks at; `experiments.tasks.samples.Samples` is one."""
@@ -265,19 +267,8 @@ def _mean(samples: Source, kind: str) -> np.ndarray:
 def _nearest_captions(samples: Source, groups: Sequence[np.ndarray], wanted: int = 32) -> list[np.ndarray]:
     """For each group the rows, outside of it, whose captions are nearest to what its own say on the whole."""
     queries = np.stack([_centre(samples.vectors("text", rows)) for rows in groups])
-    best = np.full((len(groups), 0), -2.0, np.float32)
-    where = np.zeros((len(groups), 0), np.int64)
-    for begin, block in samples.blocks("text"):
-        similar = queries @ block.T
-        columns = np.arange(begin, begin + len(block))
-        for i, rows in enumerate(groups):
-            inside = rows[(rows >= begin) & (rows < begin + len(block))] - begin
-            similar[i, inside] = -2
-        best = np.concatenate([best, similar], axis=1)
-        where = np.concatenate([where, np.broadcast_to(columns, similar.shape)], axis=1)
-        top = np.argsort(-best, axis=1, kind="stable")[:, :wanted]
-        best, where = np.take_along_axis(best, top, 1), np.take_along_axis(where, top, 1)
-    return [found[similar > -2] for found, similar in zip(where, best, strict=True)]
+    near, cosines = most_similar(queries, samples.blocks("text"), wanted, groups)
+    return [found[np.isfinite(similar)] for found, similar in zip(near, cosines, strict=True)]
 
 
 def _thumbnail_correlation(images: np.ndarray, side: int = 8) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from detect.embeddings import unit
+from detect.embeddings import most_similar, unit
 from experiments.pipeline.runner import Runner
 
 BLOCK = 65_536
@@ -62,21 +62,11 @@ class Samples:
 
     def nearest(self, rows: Sequence[int], k: int) -> dict[int, list[tuple[int, float]]]:
         """Each row's k most similar other rows, with their cosine: for the eye, no detector uses it."""
-        asked = np.asarray(rows, np.int64)
-        queries = self.vectors("image", asked)
-        best = np.full((len(asked), 0), -2.0, np.float32)
-        where = np.zeros((len(asked), 0), np.int64)
-        for begin, block in self.blocks("image"):
-            similar = queries @ block.T
-            columns = np.arange(begin, begin + len(block))
-            similar[columns[None, :] == asked[:, None]] = -2  # not itself
-            best = np.concatenate([best, similar], axis=1)
-            where = np.concatenate([where, np.broadcast_to(columns, similar.shape)], axis=1)
-            top = np.argsort(-best, axis=1, kind="stable")[:, :k]
-            best, where = np.take_along_axis(best, top, 1), np.take_along_axis(where, top, 1)
+        queries = self.vectors("image", np.asarray(rows, np.int64))
+        near, cosines = most_similar(queries, self.blocks("image"), k, [np.array([row]) for row in rows])
         return {
-            int(row): [(int(w), float(b)) for w, b in zip(where[i], best[i], strict=True)]
-            for i, row in enumerate(asked)
+            int(row): [(int(near[i, j]), float(cosines[i, j])) for j in np.flatnonzero(near[i] != row)]
+            for i, row in enumerate(rows)
         }
 
     def _split(self, rows: np.ndarray) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:

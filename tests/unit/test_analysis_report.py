@@ -15,7 +15,7 @@ import pytest
 from analysis_example import DETECTORS, ExampleCell, example_result
 from rich.console import Console
 
-from analysis import figures, report, style, tables
+from analysis import embedding_figure, figures, report, style, tables
 
 ROOT = Path(__file__).parents[2]
 
@@ -167,10 +167,10 @@ def test_flat_view_is_the_pca_of_unit_vectors():
     centred = unit - unit.mean(0)
     _, _, axes = np.linalg.svd(centred, full_matrices=False)
     expected = centred @ axes[:2].T
-    view = figures.flat_view(x * rng.uniform(0.5, 2, (60, 1)))  # lengths must not matter
+    view = embedding_figure.flat_view(x * rng.uniform(0.5, 2, (60, 1)))  # lengths must not matter
     np.testing.assert_allclose(np.abs(view), np.abs(expected), atol=1e-10)
     with pytest.raises(ValueError, match="pca, tsne or umap, not 'lle'"):
-        figures.flat_view(x, "lle")
+        embedding_figure.flat_view(x, "lle")
 
 
 def test_drawing_leaves_the_callers_matplotlib_settings_alone():

@@ -91,8 +91,8 @@ def test_captions_that_differ_in_a_number_are_one():
     ("settings", "name"),
     [
         ({"suspects": 0}, "suspects"),
-        ({"near": "close"}, "near must be a number, got 'close'"),
-        ({"near": 0.5, "like": 0.9}, "like"),
+        ({"near_cosine": "close"}, "near_cosine must be a number, got 'close'"),
+        ({"near_cosine": 0.5, "like_cosine": 0.9}, "like_cosine"),
         ({"smallest": 1}, "smallest"),
     ],
 )

@@ -51,7 +51,7 @@ def test_a_requested_rate_of_false_positives_is_kept(scanned, reference, rate):
     found, poison = scanned
     removed, _ = Threshold(false_positives=rate).suspects(found)
     assert removed[~poison].mean() <= rate * 1.01
-    removed, with_p = Threshold(false_positives=rate, reference_set=reference).suspects(found)
+    removed, with_p = Threshold(false_positives=rate, reference=reference).suspects(found)
     assert removed[poison].all()
     assert rate / 3 <= removed[~poison].mean() <= 2 * rate
     assert (with_p.sort_values("rank")["p"].diff().dropna() >= 0).all()
@@ -60,7 +60,7 @@ def test_a_requested_rate_of_false_positives_is_kept(scanned, reference, rate):
 
 def test_a_rate_of_false_discoveries(scanned, reference):
     found, poison = scanned
-    removed, _ = Threshold(fdr=0.3, reference_set=reference).suspects(found)
+    removed, _ = Threshold(fdr=0.3, reference=reference).suspects(found)
     assert removed[poison].all()
     assert removed[~poison].sum() / removed.sum() < 0.5
 
@@ -103,14 +103,14 @@ def test_the_known_clean_are_named_by_key_shard_or_id(tmp_path):
     for given in ("broken.parquet", "empty.txt"):  # before any work
         (tmp_path / "empty.txt").write_text("\n")
         with pytest.raises(ValueError, match=r"broken\.parquet cannot be read|empty\.txt names no sample"):
-            Threshold(false_positives=0.01, reference_set=str(tmp_path / given))
+            Threshold(false_positives=0.01, reference=str(tmp_path / given))
 
 
 def test_a_reference_too_small_for_the_rate_is_refused(scanned, reference):
     with pytest.raises(ValueError, match=r"false_positives=0\.001 needs at least 999 samples .* names 500"):
-        Threshold(false_positives=0.001, reference_set=reference)  # before any work
+        Threshold(false_positives=0.001, reference=reference)  # before any work
     with pytest.raises(ValueError, match=r"needs at least 499 samples .* of those scanned .* names 400"):
-        Threshold(false_positives=0.002, reference_set=reference).suspects(scanned[0][100:])
+        Threshold(false_positives=0.002, reference=reference).suspects(scanned[0][100:])
 
 
 @pytest.mark.parametrize(
