@@ -1,5 +1,6 @@
 from .class_folders import Builtin as Builtin
 from .class_folders import ClassFolders as ClassFolders
+from .folder_pairs import Folders as Folders
 from .shapes.source import Shapes as Shapes
 from .shards import Shards as Shards
 from .tables import Files as Files

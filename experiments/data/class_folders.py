@@ -1,7 +1,8 @@
 """`eval=imagenet` and `eval=folders`: a folder that holds one folder of images for each class.
 
 Built like a data stage: `build(folder)` decodes everything into `folder`/test, and
-`experiments.data.pairs.open_test(folder)` reads it.
+`experiments.data.pairs.open_test(folder)` reads it. `data=folders` reads such folders as training pairs
+(`experiments.data.folder_pairs`).
 """
 
 from __future__ import annotations
@@ -13,17 +14,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
-from experiments.data.damage import DamageReport, DecodeError, Issue
-from experiments.data.image_decoding import FORMATS, Limits, decode
+from experiments.data.decoded_files import DecodedFiles
+from experiments.data.image_decoding import FORMATS, Limits
 from experiments.data.image_files import ImageFolder
-from experiments.data.pairs import IMAGES, TEST, Progress, TestSet, counting, create_images, write_images
+from experiments.data.pairs import IMAGES, TEST, Progress, TestSet
 from experiments.data.test_set import prompt_templates
-from experiments.runtime.process_pool import run_jobs
 
-_CHUNK = 256
 _ENDINGS = tuple("." + ending.lower() for ending in (*FORMATS, "jpg", "tif"))
 
 
@@ -39,7 +39,8 @@ class ClassFolders:
     """A folder of class folders.
 
     Args:
-        path: the folder; its folders are the classes, in sorted order.
+        path: the folder; its folders are the classes, in sorted order. The images lie in them, or in a folder
+            `images` inside, as in Tiny-ImageNet.
         size: side of the canvas in pixels.
         classes: "imagenet": the folders are WordNet ids and get open_clip's class names; or a file with a line
             for each class, `folder name<TAB>class name`, or class names alone in the folders' order;
@@ -48,6 +49,8 @@ class ClassFolders:
         max_damaged: largest share of damaged images that is put up with.
         follow_links: whether symbolic links may lead out of `path`.
     """
+
+    group: ClassVar[str] = "eval"  # of the configuration, which messages name
 
     path: str
     size: int
@@ -59,15 +62,18 @@ class ClassFolders:
     def __post_init__(self) -> None:
         if not self.path or not Path(self.path).is_dir():
             wanted = "ImageNet's validation images" if self.classes == "imagenet" else "class folders"
+            others = (
+                "; give eval.path=FOLDER, or choose eval=builtin (pictures that the data hold out, whose figures "
+                "are not ImageNet's) or eval=folders (class folders of your own)"
+            )
             raise ValueError(
-                f"eval.path must be a folder of {wanted}, but there is no folder {self.path!r}; give "
-                "eval.path=FOLDER, or choose eval=builtin (pictures that the data hold out, whose figures are "
-                "not ImageNet's) or eval=folders (class folders of your own)"
+                f"{self.group}.path must be a folder of {wanted}, but there is no folder {self.path!r}"
+                f"{others if self.group == 'eval' else ''}"
             )
         if self.per_class is not None and self.per_class < 1:
-            raise ValueError(f"eval.per_class must be at least 1, got {self.per_class}")
+            raise ValueError(f"{self.group}.per_class must be at least 1, got {self.per_class}")
         if not 0 <= self.max_damaged <= 1:
-            raise ValueError(f"eval.max_damaged must lie in [0, 1], got {self.max_damaged}")
+            raise ValueError(f"{self.group}.max_damaged must lie in [0, 1], got {self.max_damaged}")
         self.names()
 
     @property
@@ -78,7 +84,8 @@ class ClassFolders:
     def name(self) -> str:
         """What figures were measured on, for rows: `imagenet` is all of ImageNet's classes and images."""
         if self.classes != "imagenet":
-            return Path(self.path).resolve().name
+            folder = Path(self.path).resolve()
+            return (folder.parent if folder.name in ("train", "test", "val") else folder).name
         part = len(self.folders()) < len(_wordnet_ids()) or self.per_class is not None
         return "imagenet, a part" if part else "imagenet"
 
@@ -88,9 +95,9 @@ class ClassFolders:
             names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
         if len(names) < 2:
             raise ValueError(
-                f"eval.path={self.path} must hold one folder of images for each class, but holds {len(names)} "
-                "folders. ImageNet's validation images come in one flat folder: sort them into 1000 folders "
-                "named by WordNet id first (docs/data.md)"
+                f"{self.group}.path={self.path} must hold one folder of images for each class, but holds "
+                f"{len(names)} folders. ImageNet's validation images come in one flat folder: sort them into 1000 "
+                "folders named by WordNet id first (docs/data.md)"
             )
         return names
 
@@ -103,18 +110,18 @@ class ClassFolders:
             known = dict(zip(_wordnet_ids(), _imagenet_names(), strict=True))
             where = "ImageNet's WordNet ids"
         else:
-            known = _read_names(Path(self.classes), folders)
+            known = _read_names(Path(self.classes), folders, f"{self.group}.classes")
             where = self.classes
         missing = [name for name in folders if name not in known]
         if missing:
             raise ValueError(
-                f"{len(missing)} of {len(folders)} folders of eval.path={self.path} are not among {where}: "
+                f"{len(missing)} of {len(folders)} folders of {self.group}.path={self.path} are not among {where}: "
                 f"{', '.join(missing[:5])}"
             )
         names = tuple(known[name] for name in folders)
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice and self.classes != "imagenet":  # of ImageNet's classes, a few share their name
-            raise ValueError(f"eval.classes gives two folders the same class name: {', '.join(twice)}")
+            raise ValueError(f"{self.group}.classes gives two folders the same class name: {', '.join(twice)}")
         return names
 
     def files(self) -> tuple[list[str], np.ndarray]:
@@ -122,16 +129,17 @@ class ClassFolders:
         paths, labels = [], []
         for label, name in enumerate(self.folders()):
             inside = Path(self.path) / name
+            places = ["", "images"] if (inside / "images").is_dir() else [""]
             found = sorted(
-                file.name
-                for file in inside.iterdir()
+                os.path.join(place, file.name)
+                for place in places
+                for file in (inside / place).iterdir()
                 if file.suffix.lower() in _ENDINGS and not file.name.startswith(".")  # such as macOS's ._1.jpg
-            )
-            for file in found[: self.per_class]:
-                paths.append(os.path.join(name, file))
-                labels.append(label)
+            )[: self.per_class]
+            paths += [os.path.join(name, file) for file in found]
+            labels += [label] * len(found)
         if not paths:
-            raise ValueError(f"no image files in the folders of eval.path={self.path}")
+            raise ValueError(f"no image files in the folders of {self.group}.path={self.path}")
         return paths, np.array(labels, dtype=np.int64)
 
     def fingerprint(self) -> str:
@@ -145,48 +153,18 @@ class ClassFolders:
         folder = Path(folder)
         (folder / TEST).mkdir(parents=True, exist_ok=True)
         paths, labels = self.files()
-        raw = folder / "decoded.npy"
-        create_images(raw, len(paths), self.size)
-        jobs = [
-            (self.images, self.size, raw, begin, paths[begin : begin + _CHUNK])
-            for begin in range(0, len(paths), _CHUNK)
-        ]
-        report = DamageReport()
-        with counting(progress, len(paths), "reading evaluation images") as shown:
-            for job, issues in run_jobs(_decode_chunk, jobs, workers):
-                report.add(len(job[-1]), issues)
-                shown.update(len(job[-1]))
-        report.finalise(folder, self.max_damaged)
-        sound = np.setdiff1d(np.arange(len(paths)), [issue.id for issue in report.issues if not issue.note])
-        images = np.load(raw, mmap_mode="r")
-        create_images(folder / TEST / IMAGES, len(sound), self.size)
-        for begin in range(0, len(sound), 4096):
-            write_images(folder / TEST / IMAGES, begin, images[sound[begin : begin + 4096]])
+        decoded = DecodedFiles(folder, self.images, paths, self.size, Limits(), np.ones(len(paths), dtype=bool))
+        sound = decoded.read(self.max_damaged, workers, progress, "reading evaluation images")
+        decoded.move(sound, folder / TEST / IMAGES)
         kept = np.load(folder / TEST / IMAGES, mmap_mode="r")
         TestSet(kept, labels[sound], self.names(), prompt_templates()).save_labels(folder / TEST)
-        raw.unlink()
+        decoded.remove()
 
 
-def _decode_chunk(job: tuple[ImageFolder, int, Path, int, list[str]]) -> list[Issue]:
-    source, size, raw, begin, paths = job
-    images = np.zeros((len(paths), size, size, 3), dtype=np.uint8)
-    issues = []
-    for i, path in enumerate(paths):
-        try:
-            canvas = decode(source.read(path), size, Limits())
-        except DecodeError as damage:
-            issues.append(Issue(begin + i, path, damage.kind, damage.detail))
-            continue
-        images[i] = canvas.image
-        issues += [Issue(begin + i, path, note, note=True) for note in canvas.notes]
-    write_images(raw, begin, images)
-    return issues
-
-
-def _read_names(file: Path, folders: Sequence[str]) -> dict[str, str]:
+def _read_names(file: Path, folders: Sequence[str], option: str) -> dict[str, str]:
     if not file.is_file():
         raise ValueError(
-            f"eval.classes must be 'imagenet' or a file of class names, but there is no file {str(file)!r}"
+            f"{option} must be 'imagenet' or a file of class names, but there is no file {str(file)!r}"
         )
     lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     lines = [line for line in lines if line and not line.startswith("#")]

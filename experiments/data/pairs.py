@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
+    from experiments.data.file_pairs import FilePairs
     from experiments.data.jpeg_batches import JPEGDecoder
     from experiments.data.shard_pairs import ShardPairs
 
@@ -193,10 +194,13 @@ class TestSet:
         )
 
 
-def open_pairs(folder: str | Path, decoder: JPEGDecoder | None = None) -> ArrayPairs | ShardPairs:
-    """The training pairs of a data stage, in one array or in their shards; these decoded by `decoder`, if given."""
+def open_pairs(folder: str | Path, decoder: JPEGDecoder | None = None) -> ArrayPairs | ShardPairs | FilePairs:
+    """The training pairs of a data stage: one array, or shards or files, these decoded by `decoder`, if given."""
+    from experiments.data.file_pairs import FILES, FilePairs
     from experiments.data.shard_pairs import INDEX, ShardPairs
 
+    if (Path(folder) / FILES).exists():
+        return FilePairs(folder, decoder)
     return ShardPairs(folder, decoder) if (Path(folder) / INDEX).exists() else ArrayPairs.load(folder)
 
 

@@ -34,6 +34,7 @@ class Runner:
         self.experiment, self.store, self.resources, self.given = experiment, store, resources, given
         self._entries: dict[str, Entry] = {}
         self._values: dict[str, Any] = {}
+        self._tables: dict[tuple[str, int], Recipe] = {}
 
     @classmethod
     def of(cls, config: DictConfig) -> Runner:
@@ -129,7 +130,10 @@ class Runner:
         recipe, wider = self.recipe(gives, settings), STAGES[gives].wider
         if wider is None:
             return recipe
-        return distributed.broadcast(self.store.of_width(recipe, int(settings[wider])))
+        width = int(settings[wider])
+        if (recipe.key, width) not in self._tables:  # asked once: rank 0 alone cannot broadcast
+            self._tables[recipe.key, width] = distributed.broadcast(self.store.of_width(recipe, width))
+        return self._tables[recipe.key, width]
 
     def _inputs(self, gives: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         calls = STAGES[gives].inputs(self.experiment, **settings)

@@ -26,6 +26,7 @@ from experiments.runtime.progress import bar
 
 if TYPE_CHECKING:
     from experiments.clip.model import TrainedModel
+    from experiments.data.file_pairs import FilePairs
     from experiments.data.shard_pairs import ShardPairs
 
 __all__ = ["STAGES"]
@@ -53,7 +54,7 @@ def own_test(run: Run, data: DataSet) -> TestSet:
 
 
 @stage(None, "clean")
-def clean(run: Run, data: DataSet) -> ArrayPairs | ShardPairs:
+def clean(run: Run, data: DataSet) -> ArrayPairs | ShardPairs | FilePairs:
     """the pairs as they are"""
     return data.pairs()
 

@@ -18,6 +18,7 @@ from experiments.runtime import distributed
 
 if TYPE_CHECKING:
     from experiments.clip.model import TrainedModel
+    from experiments.data.file_pairs import FilePairs
     from experiments.data.jpeg_batches import JPEGDecoder
     from experiments.data.shard_pairs import ShardPairs
     from experiments.runtime.store import Entry
@@ -29,7 +30,7 @@ class DataSet:
 
     path: Path
 
-    def pairs(self, decoder: JPEGDecoder | None = None) -> ArrayPairs | ShardPairs:
+    def pairs(self, decoder: JPEGDecoder | None = None) -> ArrayPairs | ShardPairs | FilePairs:
         return open_pairs(self.path, decoder)
 
 

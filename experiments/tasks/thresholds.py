@@ -87,7 +87,7 @@ class Threshold:
         if self.reference is None:
             p = conformal_among(score)
         else:
-            clean = Reference.read(Path(self.reference)).score_rows(table)
+            clean = Reference.read(Path(self.reference)).rows(table)
             number = int(clean.sum())
             self._check_size(number, f"of those scanned {self.reference} names")
             self._say(number)
@@ -173,7 +173,7 @@ class Reference:
             raise ValueError(f"task.remove.reference={file} names no sample")
         return cls(file, on, names)
 
-    def score_rows(self, table: pd.DataFrame) -> np.ndarray:
+    def rows(self, table: pd.DataFrame) -> np.ndarray:
         """(n,) bool: the rows of `table` (id, key, shard) that are named.
 
         A key of several samples names none of them unless its shard is given too. Raises ValueError if none is.

@@ -12,10 +12,10 @@ from hydra import compose, initialize_config_dir
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from conftest import mounted  # noqa: F401  the fixture
-from experiments.pipeline.study import Study
 
 from experiments.pipeline import config as schema
 from experiments.pipeline.evaluation import run
+from experiments.pipeline.runner import Runner
 from experiments.runtime import stopping
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +38,7 @@ STAGES = {
     "data": ["data"],
     "plan": ["plan"],
     "train": ["train"],
-    "examine": ["examine"],
+    "measure": ["measure"],
     "embed": ["embed"],
     "neighbours": ["neighbours", "score"],
     "views": ["views", "score"],
@@ -53,7 +53,7 @@ def rows(store):
     """The table of a run with all its stages, without times and memory."""
     schema.register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cells = run(Study(compose("config", [*TINY, f"runtime.store={store}"]))).cells
+        cells = run(Runner.of(compose("config", [*TINY, f"runtime.store={store}"]))).cells
     return json.dumps([{k: v for k, v in c.row.items() if k not in ("seconds", "memory_mb")} for c in cells])
 
 

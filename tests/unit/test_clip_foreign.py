@@ -9,7 +9,6 @@ from types import ModuleType
 import open_clip
 import pytest
 import torch
-from experiments.pipeline.study import Study
 from hydra import compose, initialize_config_dir
 from safetensors.torch import save_file
 
@@ -17,6 +16,7 @@ from experiments.clip.from_store import Trained
 from experiments.clip.model import OpenCLIP, SmallCLIP, TrainedModel
 from experiments.clip.model_folder import RefusedModel, check_architecture, no_remote_code
 from experiments.pipeline import config as schema
+from experiments.pipeline.runner import Runner
 
 CONF = Path(__file__).parents[2] / "conf"
 TINY = {
@@ -293,7 +293,7 @@ def test_the_key_of_a_model_is_its_content_not_its_place(kind, folder, saved, tm
             config = compose(
                 "config", [*options, "detector=[slof]", "data.size=32", f"runtime.store={tmp_path}/store"]
             )
-        return Study(config).train_entry
+        return Runner.of(config).entry("trained")
 
     place = saved if kind == "trained" else folder
     first = key(place)

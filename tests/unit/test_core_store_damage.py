@@ -13,6 +13,7 @@ import pytest
 
 from analysis.stored_cells import read_cells
 from experiments.clip.from_store import Trained
+from experiments.clip.model import SmallCLIP
 from experiments.runtime import digests, verify
 from experiments.runtime.stopping import Stopped
 from experiments.runtime.store import Stage, Store
@@ -263,12 +264,11 @@ def test_what_has_another_cause_leaves_the_partial_alone(tmp_path, error):
 
 def test_a_damaged_model_is_refused_by_name(tmp_path):
     def save(folder):
-        (folder / "weights.safetensors").write_bytes(bytes(1000))
-        (folder / "model.json").write_text("{}")
+        SmallCLIP().build(["a"]).save(folder)
 
     folder = Store(tmp_path).get(Stage("train", 2, {}), save).path
     assert not Trained(str(folder)).trains
-    flip(folder / "weights.safetensors", 500)
+    flip(folder / "weights.safetensors", 100_000)
     with pytest.raises(ValueError, match=r"is damaged \(weights.safetensors: its content has changed"):
         Trained(str(folder))
     shutil.copytree(folder, tmp_path / "mine")  # under a name of the user's, who may change it

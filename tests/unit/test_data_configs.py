@@ -9,6 +9,7 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 CONF = Path(__file__).parents[2] / "conf"
+NAMED = ("cc3m", "cc12m", "redcaps", "cifar10", "tinyimagenet100")
 CHOICES = [f"{group}/{file.stem}" for group in ("data", "eval") for file in sorted((CONF / group).glob("*.yaml"))]
 
 
@@ -32,9 +33,9 @@ def test_options_and_defaults_are_those_of_the_class(choice):
             continue  # set elsewhere
         default = fields[name].default
         default = list(default) if isinstance(default, tuple) else default
-        if choice == "eval/imagenet" and name == "classes":
+        if choice.split("/")[1] in ("imagenet", "tinyimagenet100") and name == "classes":
             default = "imagenet"
-        if name == "name" and choice.partition("/")[2] in ("cc3m", "cc12m", "redcaps"):
+        if name == "name" and choice.partition("/")[2] in NAMED:
             default = choice.partition("/")[2]
         if (choice, name) == ("eval/folders", "path"):
             default = ""  # must be given: the class says what else can be chosen

@@ -25,10 +25,10 @@ def _pictures(path, colours=COLOURS, n=4):
 
 def test_only_all_of_imagenet_is_called_imagenet(tmp_path, monkeypatch):
     for name in ("n07753592", "n01440764"):
-        (tmp_path / "val" / name).mkdir(parents=True)
-    folder = str(tmp_path / "val")
+        (tmp_path / "fruits" / "val" / name).mkdir(parents=True)
+    folder = str(tmp_path / "fruits" / "val")
     assert ClassFolders(folder, size=16, classes="imagenet").name == "imagenet, a part"
-    assert ClassFolders(folder, size=16).name == "val"
+    assert ClassFolders(folder, size=16).name == "fruits"
     assert Builtin().name == "builtin"
     monkeypatch.setattr("experiments.data.class_folders._wordnet_ids", lambda: ["n01440764", "n07753592"])
     monkeypatch.setattr("experiments.data.class_folders._imagenet_names", lambda: ["tench", "banana"])

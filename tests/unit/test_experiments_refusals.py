@@ -11,6 +11,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue
+from pipeline_example import runner
 
 from attacks import Attack
 from experiments.data.damage import DamageReport, Issue
@@ -101,29 +102,21 @@ def test_a_refused_runs_folder_goes_and_a_result_stays(tmp_path):
     refusals.forget(tmp_path / "nothing")
 
 
-def failing_study(error, runs):
-    """A study whose stage that all detectors need fails."""
-
-    def fail(self):
-        runs.append(1)
-        raise error
-
-    kind = type("Failing", (), {"embeddings": property(fail), "embed_entry": property(fail)})
-    study = kind()
-    study.variants = lambda: [("slof", True), ("slof", False), ("norm", None)]
-    return study
-
-
-def test_what_all_detectors_need_fails_once():
+def test_what_all_detectors_need_fails_once(monkeypatch, tmp_path):
+    from experiments.data import Shapes
     from experiments.pipeline.evaluation import run
     from experiments.tasks.scan import Scan
 
     tried = []
-    study = failing_study(ValueError("data.shards: nothing there"), tried)
-    with pytest.raises(ValueError, match="nothing there"):
-        run(study)
-    with pytest.raises(ValueError, match="nothing there"):
-        Scan().scan(study)
+
+    def fail(self, *_):
+        tried.append(1)
+        raise ValueError("data.shards: nothing there")
+
+    monkeypatch.setattr(Shapes, "build", fail)
+    for work in (run, Scan().scan):
+        with pytest.raises(ValueError, match="nothing there"):
+            work(runner(f"runtime.store={tmp_path}"))
     assert len(tried) == 2
 
 

@@ -1,0 +1,129 @@
+"""Image files decoded into one array, or only tried, by several processes; damage is counted.
+
+decoded.npy         (m, size, size, 3) uint8: the files to keep, in their order; a damaged one stays black
+parts/<begin>.json  issues of a finished chunk, so that a killed build goes on where it was
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from experiments.data.damage import DamageReport, DecodeError, Issue
+from experiments.data.image_decoding import Limits, decode
+from experiments.data.image_files import ImageFolder
+from experiments.data.pairs import Progress, counting, create_images, write_images
+from experiments.runtime.process_pool import run_jobs
+
+_CHUNK = 256
+_CHECKED_SIZE = 8  # pixels, of a file that is only tried: a JPEG is decoded at an eighth of its scale
+
+
+@dataclass(frozen=True)
+class _Job:
+    source: ImageFolder
+    paths: list[str]
+    slots: np.ndarray  # (b,) row of each file in decoded.npy; -1: only tried
+    begin: int
+    folder: Path
+    size: int
+    limits: Limits
+
+    @property
+    def part(self) -> Path:
+        return self.folder / "parts" / f"{self.begin:09d}.json"
+
+
+class DecodedFiles:
+    """Files of `source` at `paths` (n); those of the mask `kept` (n,) are decoded.
+
+    check: try the others too, for damage.  A file's id is its position in `paths`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        source: ImageFolder,
+        paths: Sequence[str],
+        size: int,
+        limits: Limits,
+        kept: np.ndarray,
+        check: bool = True,
+    ) -> None:
+        self.folder, self.source, self.paths, self.size, self.limits = folder, source, list(paths), size, limits
+        self.slots = np.where(kept, np.cumsum(kept) - 1, -1)
+        self.tried = kept | check
+
+    @property
+    def array(self) -> Path:
+        return self.folder / "decoded.npy"
+
+    def read(self, max_damaged: float, workers: int, progress: Progress | None, label: str) -> np.ndarray:
+        """Decode; returns the ids (m,) of the sound files. Raises TooMuchDamage above `max_damaged`, all kept."""
+        (self.folder / "parts").mkdir(parents=True, exist_ok=True)
+        if not self.array.exists():
+            create_images(self.array, int((self.slots >= 0).sum()), self.size)
+        jobs = list(self._jobs())
+        todo = [job for job in jobs if not job.part.exists()]
+        total = sum(len(job.paths) for job in jobs)
+        with counting(progress, total, label) as shown:
+            shown.update(total - sum(len(job.paths) for job in todo))
+            for job, _ in run_jobs(_decode, todo, workers):
+                shown.update(len(job.paths))
+        report = DamageReport(decoded=bool(self.tried.all()))
+        report.add(len(self.paths), self._findings(jobs))
+        report.finalise(self.folder, max_damaged)
+        bad = [issue.id for issue in report.issues if not issue.note]
+        return np.setdiff1d(np.arange(len(self.paths)), bad)
+
+    def _jobs(self) -> list[_Job]:
+        jobs = []
+        for begin in range(0, len(self.paths), _CHUNK):
+            if self.tried[begin : begin + _CHUNK].any():
+                chunk = slice(begin, begin + _CHUNK)
+                paths = np.where(self.tried[chunk], self.paths[chunk], "").tolist()
+                jobs.append(_Job(self.source, paths, self.slots[chunk], begin, self.folder, self.size, self.limits))
+        return jobs
+
+    def _findings(self, jobs: Sequence[_Job]) -> list[Issue]:
+        return [Issue(**issue) for job in jobs for issue in json.loads(job.part.read_text())]
+
+    def move(self, ids: np.ndarray, file: Path) -> None:
+        """Copy the canvases of the kept files `ids` into an array of their own."""
+        create_images(file, len(ids), self.size)
+        images = np.load(self.array, mmap_mode="r")
+        for begin in range(0, len(ids), 4096):
+            write_images(file, begin, images[self.slots[ids[begin : begin + 4096]]])
+
+    def remove(self) -> None:
+        """Remove what only the decoding needed."""
+        self.array.unlink()
+        shutil.rmtree(self.folder / "parts")
+
+
+def _decode(job: _Job) -> None:
+    issues = []
+    kept = job.slots[job.slots >= 0]  # consecutive
+    images = np.zeros((len(kept), job.size, job.size, 3), dtype=np.uint8)
+    for i, (path, slot) in enumerate(zip(job.paths, job.slots.tolist(), strict=True)):
+        if not path:
+            continue
+        try:
+            canvas = decode(job.source.read(path), job.size if slot >= 0 else _CHECKED_SIZE, job.limits)
+        except DecodeError as damage:
+            issues.append(Issue(job.begin + i, path, damage.kind, damage.detail))
+            continue
+        if slot >= 0:
+            images[slot - kept[0]] = canvas.image
+        issues += [Issue(job.begin + i, path, note, note=True) for note in canvas.notes]
+    if len(kept):
+        write_images(job.folder / "decoded.npy", int(kept[0]), images)
+    unfinished = job.part.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps([dataclasses.asdict(issue) for issue in issues]))
+    unfinished.rename(job.part)

@@ -1,0 +1,91 @@
+"""Pairs whose images stay in their files and are decoded on demand: data too large for one array.
+
+files.arrow   id (int64), path, caption; memory-mapped
+files.json    size and limits of the canvases
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.data.damage import DecodeError
+from experiments.data.image_decoding import Limits, decode
+from experiments.data.jpeg_batches import JPEGDecoder
+from experiments.data.shard_pairs import ArrowTexts
+
+FILES, FACTS = "files.arrow", "files.json"
+
+
+class FilePairs:
+    """Random access by row. May be used from several threads and sent to other processes.
+
+    decoder: for whole batches of images, or None to decode one after the other on the CPU.
+    """
+
+    def __init__(self, folder: str | Path, decoder: JPEGDecoder | None = None) -> None:
+        import pyarrow as pa
+
+        self.folder, self.decoder = Path(folder), decoder
+        facts = json.loads((self.folder / FACTS).read_text())
+        self._size, self.limits = int(facts["size"]), Limits(**facts["limits"])
+        with pa.memory_map(str(self.folder / FILES)) as source:
+            table = pa.ipc.open_file(source).read_all()
+        columns = {name: table[name].combine_chunks() for name in table.column_names}
+        self.ids: np.ndarray = columns["id"].to_numpy()
+        self.paths, self.captions = ArrowTexts(columns["path"]), ArrowTexts(columns["caption"])
+
+    def __reduce__(self) -> Any:
+        return FilePairs, (str(self.folder), self.decoder)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def size(self) -> int:
+        """Side of the canvas in pixels."""
+        return self._size
+
+    def images(self, rows: np.ndarray) -> np.ndarray:
+        """Row positions (b,) -> (b, size, size, 3) uint8.
+
+        Raises a RuntimeError that names the file if one cannot be read or decoded.
+        """
+        paths = [self.paths[int(row)] for row in np.asarray(rows)]
+        contents = [_content(path) for path in paths]
+        images = np.empty((len(paths), self.size, self.size, 3), dtype=np.uint8)
+        left: Iterable[int] = range(len(paths))
+        if self.decoder is not None:
+            images, left = self.decoder.canvases(contents, self.size, self.limits)
+        for i in left:
+            try:
+                images[i] = decode(contents[i], self.size, self.limits).image
+            except DecodeError as damage:
+                raise RuntimeError(
+                    f"{paths[i]} cannot be decoded: {damage}. Set data.check=true to have such files left out"
+                ) from None
+        return images
+
+
+def _content(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise RuntimeError(f"{path} could be read when the data were listed, and cannot now: {error}") from None
+
+
+def write_files(
+    folder: Path, ids: np.ndarray, paths: Sequence[str], captions: Sequence[str], size: int, limits: Limits
+) -> None:
+    """Write what FilePairs reads; `ids` (n,), n paths and n captions."""
+    import pyarrow as pa
+
+    texts = {"path": pa.array(paths, pa.large_string()), "caption": pa.array(captions, pa.large_string())}
+    table = pa.table({"id": pa.array(ids, pa.int64()), **texts})
+    with pa.OSFile(str(folder / FILES), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=max(len(table), 1))
+    (folder / FACTS).write_text(json.dumps({"size": size, "limits": vars(limits)}, indent=1))
