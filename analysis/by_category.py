@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from analysis.aggregate import along, studies, usual
+from analysis.aggregate import along, result_groups, usual
 from analysis.panel_layout import (
     case_panels,
     detectors_of,
@@ -47,7 +47,7 @@ def categorical(rows: pd.DataFrame, column: str) -> Figure | None:
         values: list[Any] = [True, False]
     else:
         if column == "model":  # each with what is usual for itself: its training is configured otherwise
-            chosen = pd.concat([usual(part) for _, part in studies(rows)])
+            chosen = pd.concat([usual(part) for _, part in result_groups(rows)])
         else:
             chosen = along(rows, column)
         chosen = chosen[headline(chosen)]

@@ -22,7 +22,7 @@ from analysis.style import (
     panels,
     styled,
 )
-from analysis.tables import is_control, is_raw, number, percent, variant
+from analysis.tables import cell_label, is_control, is_raw, number, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,11 +77,13 @@ def roc(cells: Sequence[Scored], is_poison: np.ndarray) -> Figure:
 
     shown = headline(cells)
     rows = [cell.row for cell in shown]
-    raw = {variant(c.row, [c.row for c in cells]): c.row for c in scored(cells) if is_raw(c.row.get("normalise"))}
+    raw = {
+        cell_label(c.row, [c.row for c in cells]): c.row for c in scored(cells) if is_raw(c.row.get("normalise"))
+    }
     clean = max(int((~is_poison).sum()), 1)
     lines: list[tuple[Scored, str]] = []
     for cell in sorted(shown, key=lambda cell: is_control(cell.row)):
-        name = variant(cell.row, rows)
+        name = cell_label(cell.row, rows)
         label = f"{number(cell.row.get('auroc'))}  {name}"
         if name in raw and raw[name] is not cell.row:
             label += f"  (raw {number(raw[name].get('auroc'))})"
@@ -144,7 +146,7 @@ def score_histograms(cells: Sequence[Scored], is_poison: np.ndarray) -> Figure:
     figure, axes_grid = panels(lines, columns, (2.45, 1.3), (0.15, 0.15, 0.82, 0.55), (0.2, 0.5))
     grid = axes_grid.ravel()
     for axes, cell in zip(grid, shown, strict=False):
-        name = variant(cell.row, rows) + (" (raw)" if is_raw(cell.row.get("normalise")) else "")
+        name = cell_label(cell.row, rows) + (" (raw)" if is_raw(cell.row.get("normalise")) else "")
         scores = np.asarray(cell.scores)
         clean, poison = scores[~is_poison], scores[is_poison]
         ends = np.concatenate([np.quantile(part, (0.002, 0.998)) for part in (clean, poison) if len(part)])

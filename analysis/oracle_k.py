@@ -22,7 +22,7 @@ WITHOUT = ("tandem", "flicker")  # their k, if they have one, was not chosen by 
 SWEPT = 4  # values of k at least
 
 
-def hindsight(rows: pd.DataFrame) -> pd.DataFrame | None:
+def oracle_k(rows: pd.DataFrame) -> pd.DataFrame | None:
     """A row per attack, rate and seed: the best of DENSITY over k (`best`, `best_detector`, `best_k`), and the
     AUROC of each detector in WITHOUT, on normalised embeddings; None if no sweep of k is there.
     """
@@ -52,7 +52,7 @@ def hindsight(rows: pd.DataFrame) -> pd.DataFrame | None:
 
 def write(rows: pd.DataFrame, folder: Path, stem: str, title: str) -> list[Path]:
     """hindsight_<stem>.csv and .md, if a sweep of k is there."""
-    table = hindsight(rows)
+    table = oracle_k(rows)
     if table is None:
         return []
     files = [folder / f"hindsight_{stem}{suffix}" for suffix in (".csv", ".md")]

@@ -61,10 +61,10 @@ def known() -> pd.DataFrame:
 
 
 def side_by_side(summaries: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """The paper's numbers beside ours; `summaries` maps a study's name to what `grid.aggregate` gave.
+    """The paper's numbers beside ours; `summaries` maps a result group's name to what `aggregate.aggregate` gave.
 
-    After the known numbers comes every attack x detector AUROC of a study at the paper's scale, for which the
-    paper's value is empty as long as `published.csv` does not hold it.
+    After the known numbers comes every attack x detector AUROC at the paper's scale; the paper's value is empty as
+    long as `published.csv` does not hold it.
     """
     import pandas as pd
 

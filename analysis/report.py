@@ -11,7 +11,7 @@ import numpy as np
 
 from analysis import embedding_figure, figures, suspects_figure
 from analysis.style import LEADERS, save
-from analysis.tables import frame, is_control, run_table, variant
+from analysis.tables import cell_label, frame, is_control, run_table
 from experiments.runtime.safe_text import csv_table
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def write(result: RunResult, folder: str | Path, top: int = TOP) -> Group:
                 f"cell {cell.row['detector']}: scores of shape {cell.scores.shape}, samples {is_poison.shape}"
             )
 
-    name = variant(best.row, [cell.row for cell in figures.headline(result.cells)])
+    name = cell_label(best.row, [cell.row for cell in figures.headline(result.cells)])
     save(figures.roc(result.cells, is_poison), folder, "roc")
     save(figures.score_histograms(result.cells, is_poison), folder, "scores")
     view = embedding_figure.flat_view(np.asarray(result.embeddings.image))

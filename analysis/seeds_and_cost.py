@@ -23,7 +23,7 @@ from analysis.style import (
     headed,
     styled,
 )
-from analysis.tables import EMBEDDED_AT
+from analysis.tables import SUCCEEDED_AT
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,7 +75,7 @@ def cost(rows: pd.DataFrame) -> Figure | None:
         return None
     detectors = detectors_of(chosen)
     note = "without the neighbour search and the views, which one run does once for all detectors"
-    real = chosen[~chosen["case"].map(is_control_case) & ~(chosen["asr"] < EMBEDDED_AT)]
+    real = chosen[~chosen["case"].map(is_control_case) & ~(chosen["asr"] < SUCCEEDED_AT)]
     costs = {"seconds": "seconds (median)"}
     if "memory_mb" in chosen and (chosen["memory_mb"] > 0).any():
         costs["memory_mb"] = "memory at its peak, MB (median)"

@@ -19,7 +19,7 @@ Row = Mapping[str, Any]
 
 
 def write_tables(summary: pd.DataFrame, folder: Path, stem: str, title: str) -> list[Path]:
-    """Write `<stem>.csv`, `.md` and `.tex` of what `grid.aggregate` gave."""
+    """Write `<stem>.csv`, `.md` and `.tex` of what `aggregate.aggregate` gave."""
     folder.mkdir(parents=True, exist_ok=True)
     summary.to_csv(folder / f"{stem}.csv", index=False)
     (folder / f"{stem}.md").write_text(markdown(summary, title), encoding="utf-8")

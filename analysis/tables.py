@@ -48,7 +48,7 @@ MEASURES = {
     "fpr100": "FPR at 100 % TPR",
     "recall_at_1pct": "recall at 1 % removed",
 }
-EMBEDDED_AT = 0.5  # an attack with a lower success rate did not embed
+SUCCEEDED_AT = 0.5  # an attack with a lower success rate did not embed
 
 
 def frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -74,7 +74,7 @@ def is_control(row: Mapping[str, Any]) -> bool:
     return str(row["detector"]) in CONTROLS or row.get("train_on") == "clean"
 
 
-def variant(row: Mapping[str, Any], among: Sequence[Mapping[str, Any]]) -> str:
+def cell_label(row: Mapping[str, Any], among: Sequence[Mapping[str, Any]]) -> str:
     """The detector's printed name, with whatever else tells its cells apart among the given ones."""
     same = [other for other in among if other["detector"] == row["detector"]]
     parts = [detector_label(str(row["detector"]))]
@@ -105,9 +105,9 @@ def warnings(metadata: Mapping[str, Any]) -> list[str]:
     attack, asr = str(metadata.get("attack", "")), metadata.get("asr")
     if attack in CONTROL_ATTACKS:
         said.append(f"control: {CONTROL_ATTACKS[attack]}; what is found here is not a backdoor.")
-    elif not said and asr is not None and asr == asr and float(asr) < EMBEDDED_AT:
+    elif not said and asr is not None and asr == asr and float(asr) < SUCCEEDED_AT:
         said.append(
-            f"the attack did not embed (attack success rate {percent(asr)} < {percent(EMBEDDED_AT, 0)}): "
+            f"the attack did not embed (attack success rate {percent(asr)} < {percent(SUCCEEDED_AT, 0)}): "
             "finding its samples is then only finding wrong captions."
         )
     said += [str(line) for line in metadata.get("warnings", ())]
@@ -143,7 +143,7 @@ def run_table(rows: Sequence[Mapping[str, Any]], metadata: Mapping[str, Any]) ->
 
     pairs: dict[str, dict[bool, Mapping[str, Any]]] = {}
     for row in rows:
-        pairs.setdefault(variant(row, rows), {})[is_raw(row.get("normalise"))] = row
+        pairs.setdefault(cell_label(row, rows), {})[is_raw(row.get("normalise"))] = row
 
     table = Table(
         box=SIMPLE_HEAD,
@@ -182,7 +182,7 @@ def run_table(rows: Sequence[Mapping[str, Any]], metadata: Mapping[str, Any]) ->
     failed = []
     for row in rows:
         if row.get("status", "ok") != "ok":
-            name = variant(row, rows) + (" (raw)" if is_raw(row.get("normalise")) else "")
+            name = cell_label(row, rows) + (" (raw)" if is_raw(row.get("normalise")) else "")
             failed.append(Text(f"failed: {name}: {row.get('error')}", style="red"))
     said = [Text(f"! {line}", style="bold yellow") for line in warnings(metadata)]
     return Group(Text(summary(metadata), style="bold"), *said, table, *failed)

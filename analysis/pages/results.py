@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.aggregate import aggregate, case_label, case_order, is_control_case, studies, usual
+from analysis.aggregate import aggregate, case_label, case_order, is_control_case, result_groups, usual
 from analysis.pages.rendering import render
 from analysis.pages.scenes import scene_data, scene_name, side
 from analysis.stored_cells import Scene, StoredCell, case, scenes
@@ -56,19 +56,19 @@ def write_page(
     summaries: Mapping[str, pd.DataFrame] | None = None,
 ) -> Path:
     """Write the page for all cells; views and galleries for at most `most_scenes` scenes, one seed of each
-    first. `summaries` holds what `grid.aggregate` gave for each study's usual rows, if that is known already.
+    first. `summaries` holds what `aggregate.aggregate` gave for each result group's usual rows, if it is known.
     """
     names = list(dict.fromkeys(table["detector"]))
-    rows = [usual(part) for _, part in studies(table)]
+    rows = [usual(part) for _, part in result_groups(table)]
     places = sorted({int(place) for part in rows for place in part["place"]})
     found = _in_order(scenes([cells[place] for place in places], store))
     images: dict[str, int] = {}  # each picture once: scenes of one seed share their clean samples
     data = {
         "columns": COLUMNS,
         "cells": [_row(place, cell, cells, names) for place, cell in enumerate(cells)],
-        "studies": [
+        "groups": [
             {"name": name, "rows": _summary(summaries[name] if summaries else aggregate(part, cells))}
-            for (name, _), part in zip(studies(table), rows, strict=True)
+            for (name, _), part in zip(result_groups(table), rows, strict=True)
         ],
         "detectors": [
             {
@@ -129,7 +129,7 @@ def _summary(summary: pd.DataFrame) -> list[dict[str, Any]]:
             "attack": case_label(row["case"]) + size.get(row["case"], ""),
             "control": is_control_case(row["case"]),
             "control_detector": row["detector"] in CONTROLS,
-            "not_embedded": row["attack_succeeded"] is False,
+            "attack_failed": row["attack_succeeded"] is False,
         }
         lines.append(line)
     return lines

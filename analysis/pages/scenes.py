@@ -13,7 +13,7 @@ from analysis.pages.rendering import thumbnail
 from analysis.report import leading_cell, target_class
 from analysis.stored_cells import Scene, StoredCell, case
 from analysis.style import detector_order
-from analysis.tables import is_control, is_raw, variant, warnings
+from analysis.tables import cell_label, is_control, is_raw, warnings
 from detect.embeddings import most_similar, unit
 from detect.metrics import rank
 
@@ -54,7 +54,7 @@ def scene_data(scene: Scene, images: dict[str, int]) -> dict[str, Any]:
         lines.append(
             {
                 "name": cell.row["detector"],
-                "label": variant(cell.row, rows),
+                "label": cell_label(cell.row, rows),
                 "side": side(cell),
                 "control": is_control(cell.row),
                 "auroc": cell.row.get("auroc"),

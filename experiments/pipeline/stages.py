@@ -16,7 +16,7 @@ from attacks.captions import check_targets, holds_word, templates
 from detect import DetectorInputs, Embeddings, LocalDetector, Neighbours
 from detect.search.neighbours import VERSION
 from detect.views import VIEWS
-from experiments.data.pairs import ArrayPairs, KeptPairs, TestSet, natural_ids, open_test
+from experiments.data.pairs import KeptPairs, TestSet, natural_ids, open_test
 from experiments.pipeline import values as stored
 from experiments.pipeline.experiment import Experiment, ScoreSpec, own_test_set
 from experiments.pipeline.graph import STAGES, Call, Run, stage
@@ -26,8 +26,6 @@ from experiments.runtime.progress import bar
 
 if TYPE_CHECKING:
     from experiments.clip.model import TrainedModel
-    from experiments.data.file_pairs import FilePairs
-    from experiments.data.shard_pairs import ShardPairs
 
 __all__ = ["STAGES"]
 
@@ -54,7 +52,7 @@ def own_test(run: Run, data: DataSet) -> TestSet:
 
 
 @stage(None, "clean")
-def clean(run: Run, data: DataSet) -> ArrayPairs | ShardPairs | FilePairs:
+def clean(run: Run, data: DataSet) -> Any:
     """the pairs as they are"""
     return data.pairs()
 

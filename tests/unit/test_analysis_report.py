@@ -125,7 +125,7 @@ def test_numbers_as_printed():
 
 def test_detectors_that_differ_in_k_are_told_apart():
     rows = [{"detector": "slof", "k": k, "scope": "batch"} for k in (8, 16)] + [{"detector": "dao", "k": 8}]
-    assert [tables.variant(row, rows) for row in rows] == ["SLOF, k 8", "SLOF, k 16", "DAO"]
+    assert [tables.cell_label(row, rows) for row in rows] == ["SLOF, k 8", "SLOF, k 16", "DAO"]
 
 
 def test_headline_is_normalised_except_for_detectors_that_only_have_raw():
