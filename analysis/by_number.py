@@ -57,30 +57,11 @@ def numeric(rows: pd.DataFrame, axis: str) -> Figure | None:
     for axes, name in zip(panels, cases, strict=False):
         of_case = chosen[chosen["case"] == name]
         values = np.sort(of_case[axis].unique()).astype(float)
-        ends: list[tuple[float, str, dict[str, Any]]] = []
-        for detector in detectors_of(of_case):
-            same = of_case[of_case["detector"] == detector]
-            groups = same[same["status"] == "ok"].groupby(axis)["auroc"]
-            mean, spread = groups.mean(), groups.std(ddof=1).fillna(0)
-            x = mean.index.to_numpy(float)
-            line, band = mean.reindex(values), spread.reindex(values)  # a missing cell is a gap in the line
-            look = detector_line(detector, detectors_of(rows))
-            axes.plot(values, line, marker="o", markersize=4, **look)
-            axes.fill_between(values, line - band, line + band, color=look["color"], alpha=0.15, linewidth=0)
-            if len(mean):
-                ends.append((float(mean.iloc[-1]), marked(detector), look))
-            holes = np.setdiff1d(values, x)  # drawn in axes coordinates, so that they move no limit
-            crosses |= bool(len(holes))
-            place = 0.02 + 0.025 * detectors_of(of_case).index(detector)
-            foot = axes.get_xaxis_transform()
-            axes.plot(holes, [place] * len(holes), "x", color=look["color"], markersize=4, transform=foot)
+        ends, holes = _lines(axes, of_case, axis, values, detectors_of(rows))
+        crosses |= holes
         if axis == "k" and "poisons_per_scope" in of_case and of_case["poisons_per_scope"].notna().any():
             _mark_poisons(axes, float(of_case["poisons_per_scope"].median()), values)
-        if values.max() / values.min() >= 4:
-            axes.set_xscale("log", base=10 if axis == "rate" else 2)
-        axes.minorticks_off()
-        axes.set_xticks(values, labels=[_tick(value, axis) for value in values])
-        axes.tick_params(axis="x", labelsize=7.5, rotation=0 if len(values) < 6 else 45)
+        _ticks(axes, values, axis)
         axes.set(title=panel_title(of_case, name), xlabel=NUMERIC[axis])
         axes.axhline(0.5, color=GREY, linewidth=0.8, linestyle=":")
         labels.append(ends)
@@ -92,6 +73,43 @@ def numeric(rows: pd.DataFrame, axis: str) -> Figure | None:
     note = f"mean over seeds; band: their standard deviation; thin dotted: chance{'; x: missing cell' * crosses}"
     headed(figure, f"AUROC by {NUMERIC[axis]}", f"{note}\n{line_note(detectors_of(chosen))}")
     return figure
+
+
+def _lines(
+    axes: Axes, of_case: pd.DataFrame, axis: str, values: np.ndarray, every: list[str]
+) -> tuple[list[tuple[float, str, dict[str, Any]]], bool]:
+    """Draw a line and a band per detector, a cross at the foot where its cell is missing.
+
+    values: of the axis, in order.  every: the detectors that share out the colours.
+    Returns what `style.label_lines` needs, and whether there are crosses.
+    """
+    ends: list[tuple[float, str, dict[str, Any]]] = []
+    crosses = False
+    for number, detector in enumerate(detectors_of(of_case)):
+        same = of_case[of_case["detector"] == detector]
+        groups = same[same["status"] == "ok"].groupby(axis)["auroc"]
+        mean, spread = groups.mean(), groups.std(ddof=1).fillna(0)
+        line, band = mean.reindex(values), spread.reindex(values)  # a missing cell is a gap in the line
+        look = detector_line(detector, every)
+        axes.plot(values, line, marker="o", markersize=4, **look)
+        axes.fill_between(values, line - band, line + band, color=look["color"], alpha=0.15, linewidth=0)
+        if len(mean):
+            ends.append((float(mean.iloc[-1]), marked(detector), look))
+        holes = np.setdiff1d(values, mean.index.to_numpy(float))
+        crosses |= bool(len(holes))
+        foot = axes.get_xaxis_transform()  # in axes coordinates, so that crosses move no limit
+        height = [0.02 + 0.025 * number] * len(holes)
+        axes.plot(holes, height, "x", color=look["color"], markersize=4, transform=foot)
+    return ends, crosses
+
+
+def _ticks(axes: Axes, values: np.ndarray, axis: str) -> None:
+    """A tick at each value; a logarithmic axis where they span a factor of 4."""
+    if values.max() / values.min() >= 4:
+        axes.set_xscale("log", base=10 if axis == "rate" else 2)
+    axes.minorticks_off()
+    axes.set_xticks(values, labels=[_tick(value, axis) for value in values])
+    axes.tick_params(axis="x", labelsize=7.5, rotation=0 if len(values) < 6 else 45)
 
 
 def _tick(value: float, axis: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from analysis.tables import number
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -35,8 +36,6 @@ def collapse(rows: pd.DataFrame) -> Figure | None:
 
     Below the line k = poisons, poisons can be each other's k nearest neighbours.
     """
-    from matplotlib.patches import Rectangle
-
     if "poisons_per_scope" not in rows:
         return None
     chosen = usual(rows, free=("k", "scope_size", "scope", "rate", "attack_variant"))
@@ -54,24 +53,7 @@ def collapse(rows: pd.DataFrame) -> Figure | None:
     figure, panels = case_panels(len(maps), size, (0.6, 0.95, 0.62, 0.75), (0.6, 0.8))
     shade = None
     for axes, (name, detector, same) in zip(panels, maps, strict=False):
-        x, y = np.sort(same["poisons"].unique()), np.sort(same["k"].unique())
-        mean = same[same["status"] == "ok"].pivot_table(index="k", columns="poisons", values="auroc")
-        grid = mean.reindex(index=y, columns=x).to_numpy(float)
-        shade = axes.imshow(grid, origin="lower", aspect="auto", cmap="cividis", vmin=0.4, vmax=1)
-        for i, j in np.ndindex(*grid.shape):
-            if np.isnan(grid[i, j]):
-                hatch = Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, hatch="////", edgecolor=FAINT, linewidth=0)
-                axes.add_patch(hatch)
-            else:
-                ink = "white" if grid[i, j] < 0.75 else INK
-                axes.text(j, i, number(grid[i, j], 2), ha="center", va="center", fontsize=7.5, color=ink)
-        # For each column the step between the last k that is no more than the poisons and the next.
-        steps = np.searchsorted(y, x, side="right") - 0.5
-        axes.stairs(steps, np.arange(len(x) + 1) - 0.5, baseline=None, color=POISON, linewidth=2.2)
-        axes.set_xticks(range(len(x)), labels=[f"{value:g}" for value in x])
-        axes.set_yticks(range(len(y)), labels=[f"{value:g}" for value in y])
-        axes.tick_params(labelsize=7.5)
-        axes.grid(False)
+        shade = _map(axes, same)
         axes.set(title=f"{panel_title(same, name)}, {detector_label(detector)}", xlabel="poisons in a scope")
         axes.set_ylabel("k", rotation=0, va="center")
     assert shade is not None
@@ -86,3 +68,28 @@ def collapse(rows: pd.DataFrame) -> Figure | None:
     note = "below the orange line poisons can be each other's k nearest neighbours; hatched: missing cell"
     headed(figure, "AUROC by k and by the number of poisons in a neighbourhood scope", note)
     return figure
+
+
+def _map(axes: Axes, same: pd.DataFrame) -> Any:
+    """Draw one attack and detector: a field per k and number of poisons, hatched where the cell is missing."""
+    from matplotlib.patches import Rectangle
+
+    x, y = np.sort(same["poisons"].unique()), np.sort(same["k"].unique())
+    mean = same[same["status"] == "ok"].pivot_table(index="k", columns="poisons", values="auroc")
+    grid = mean.reindex(index=y, columns=x).to_numpy(float)
+    shade = axes.imshow(grid, origin="lower", aspect="auto", cmap="cividis", vmin=0.4, vmax=1)
+    for i, j in np.ndindex(*grid.shape):
+        if np.isnan(grid[i, j]):
+            hatch = Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, hatch="////", edgecolor=FAINT, linewidth=0)
+            axes.add_patch(hatch)
+        else:
+            ink = "white" if grid[i, j] < 0.75 else INK
+            axes.text(j, i, number(grid[i, j], 2), ha="center", va="center", fontsize=7.5, color=ink)
+    # For each column the step between the last k that is no more than the poisons and the next.
+    steps = np.searchsorted(y, x, side="right") - 0.5
+    axes.stairs(steps, np.arange(len(x) + 1) - 0.5, baseline=None, color=POISON, linewidth=2.2)
+    axes.set_xticks(range(len(x)), labels=[f"{value:g}" for value in x])
+    axes.set_yticks(range(len(y)), labels=[f"{value:g}" for value in y])
+    axes.tick_params(labelsize=7.5)
+    axes.grid(False)
+    return shade

@@ -9,6 +9,7 @@ import numpy as np
 from analysis.style import POISON, TARGET, headed, panels, styled
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -49,19 +50,39 @@ def embedding(
     Colours of the score are its rank, because scores are skewed. `is_target` (n,) marks clean samples of the
     class that the attack aims at.
     """
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import LinearSegmentedColormap, Normalize
-    from matplotlib.lines import Line2D
-    from scipy.stats import rankdata
-
     figure, ((left, right),) = panels(1, 2, (4.8, 4.0), (0.1, 0.1, 0.62, 0.62), (0.15, 0), sharex=True, sharey=True)
     size = float(np.clip(40_000 / max(len(view), 1), 3, 16))
+    _by_score(left, view, scores, size, detector)
+    target = np.zeros(len(view), bool) if is_target is None else is_target & ~is_poison
+    _by_truth(right, view, is_poison, target, size)
+    for axes in (left, right):
+        axes.set(xticks=[], yticks=[])
+        axes.grid(False)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+    headed(figure, f"{about}; " * bool(about) + f"{method} of unit-length image embeddings")
+    return figure
+
+
+def _by_score(axes: Axes, view: np.ndarray, scores: np.ndarray, size: float, detector: str) -> None:
+    """Colour each sample by the rank of its score; size: of a dot, in square points."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LinearSegmentedColormap, Normalize
+    from scipy.stats import rankdata
+
+    figure: Any = axes.figure
     order = np.argsort(scores, kind="stable")
     ranks = 100 * (rankdata(scores, method="ordinal") - 1) / max(len(scores) - 1, 1)
     stretch = 25  # most of the colours go to the top few percent, which is what one looks for
     colours = LinearSegmentedColormap.from_list("suspicion", ["#D8DDE3", "#E69F00", "#B3300A", "#3D0714"])
-    left.scatter(
-        *view[order].T, c=(ranks[order] / 100) ** stretch, cmap=colours, s=size, linewidths=0, rasterized=True
+    axes.scatter(
+        view[order, 0],
+        view[order, 1],
+        c=(ranks[order] / 100) ** stretch,
+        cmap=colours,
+        s=size,
+        linewidths=0,
+        rasterized=True,
     )
     width, height = figure.get_size_inches()
     ground = figure.add_axes((0.6 / width, 0.42 / height, 3.8 / width, 0.11 / height))
@@ -70,15 +91,19 @@ def embedding(
     bar.set_ticks([(mark / 100) ** stretch for mark in marks], labels=[str(mark) for mark in marks])
     bar.ax.tick_params(labelsize=7.5, length=2, pad=2)
     bar.outline.set_visible(False)
-    left.set_title(f"percentile of the {detector} score (100 = most suspicious)")
+    axes.set_title(f"percentile of the {detector} score (100 = most suspicious)")
 
-    target = np.zeros(len(view), bool) if is_target is None else is_target & ~is_poison
+
+def _by_truth(axes: Axes, view: np.ndarray, is_poison: np.ndarray, target: np.ndarray, size: float) -> None:
+    """Colour each sample by what it is; target: (n,) clean samples of the class that the attack aims at."""
+    from matplotlib.lines import Line2D
+
     handles = []
     for chosen, colour, label in (
         (~is_poison & ~target, "#C3CAD3", "clean"),
         (target, TARGET, "clean, target class"),
     ):
-        right.scatter(*view[chosen].T, color=colour, s=size, linewidths=0, rasterized=True)
+        axes.scatter(view[chosen, 0], view[chosen, 1], color=colour, s=size, linewidths=0, rasterized=True)
         if chosen.any():
             handles.append(Line2D([], [], marker="o", ls="", color=colour, label=f"{label} ({chosen.sum():,})"))
     if is_poison.any():
@@ -89,15 +114,8 @@ def embedding(
             "marker": "o",
             "linestyle": "",
         }
-        right.plot(*view[is_poison].T, markersize=3.6 if many else 5, markeredgewidth=0.7, **ring)
+        axes.plot(*view[is_poison].T, markersize=3.6 if many else 5, markeredgewidth=0.7, **ring)
         label = f"poisoned ({is_poison.sum():,})"
         handles.append(Line2D([], [], markersize=6, markeredgewidth=1.3, label=label, **ring))
-    right.set_title("the truth")
-    right.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.01), ncols=3, fontsize=8)
-    for axes in (left, right):
-        axes.set(xticks=[], yticks=[])
-        axes.grid(False)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-    headed(figure, f"{about}; " * bool(about) + f"{method} of unit-length image embeddings")
-    return figure
+    axes.set_title("the truth")
+    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.01), ncols=3, fontsize=8)

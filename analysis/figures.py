@@ -77,19 +77,8 @@ def roc(cells: Sequence[Scored], is_poison: np.ndarray) -> Figure:
 
     shown = headline(cells)
     rows = [cell.row for cell in shown]
-    raw = {
-        cell_label(c.row, [c.row for c in cells]): c.row for c in scored(cells) if is_raw(c.row.get("normalise"))
-    }
     clean = max(int((~is_poison).sum()), 1)
-    lines: list[tuple[Scored, str]] = []
-    for cell in sorted(shown, key=lambda cell: is_control(cell.row)):
-        name = cell_label(cell.row, rows)
-        label = f"{number(cell.row.get('auroc'))}  {name}"
-        if name in raw and raw[name] is not cell.row:
-            label += f"  (raw {number(raw[name].get('auroc'))})"
-        elif is_raw(cell.row.get("normalise")):
-            label += "  (raw)"
-        lines.append((cell, label + ("  control" if is_control(cell.row) else "")))
+    lines = _labelled(cells, shown)
     legend = 0.85 + 0.07 * max((len(label) for _, label in lines), default=0)  # inches
     height = max(3.6, 0.35 + 0.187 * len(lines))
     figure, ((linear, log),) = panels(1, 2, (3.9, height), (0.6, legend, 0.62, 0.72), (0.35, 0), sharey=True)
@@ -116,18 +105,29 @@ def roc(cells: Sequence[Scored], is_poison: np.ndarray) -> Figure:
             log.get_position().x1 + 0.12 / figure.get_figwidth(),
             log.get_position().y1 + 0.3 / figure.get_figheight(),
         )
-        figure.legend(
-            loc="upper left",
-            bbox_to_anchor=top,
-            title="AUROC",
-            alignment="left",
-            fontsize=8.5,
-            borderaxespad=0,
-            handlelength=3.6,
-        )
+        look: dict[str, Any] = {"alignment": "left", "fontsize": 8.5, "borderaxespad": 0, "handlelength": 3.6}
+        figure.legend(loc="upper left", bbox_to_anchor=top, title="AUROC", **look)
     note = f"{LINES}; grey: chance" if lines else ""
     headed(figure, heading(rows[0] if rows else {}, is_poison), note)
     return figure
+
+
+def _labelled(cells: Sequence[Scored], shown: Sequence[Scored]) -> list[tuple[Scored, str]]:
+    """Each shown cell with its entry in the legend, controls last: AUROC, name, and the raw AUROC if it exists."""
+    rows = [cell.row for cell in shown]
+    raw = {
+        cell_label(c.row, [c.row for c in cells]): c.row for c in scored(cells) if is_raw(c.row.get("normalise"))
+    }
+    lines: list[tuple[Scored, str]] = []
+    for cell in sorted(shown, key=lambda cell: is_control(cell.row)):
+        name = cell_label(cell.row, rows)
+        label = f"{number(cell.row.get('auroc'))}  {name}"
+        if name in raw and raw[name] is not cell.row:
+            label += f"  (raw {number(raw[name].get('auroc'))})"
+        elif is_raw(cell.row.get("normalise")):
+            label += "  (raw)"
+        lines.append((cell, label + ("  control" if is_control(cell.row) else "")))
+    return lines
 
 
 @styled

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from textwrap import shorten, wrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,7 +28,7 @@ def suspects(
     truth.
     """
     from matplotlib.figure import Figure
-    from matplotlib.patches import Patch, Rectangle
+    from matplotlib.patches import Patch
 
     count = len(images)
     columns = min(6, max(count, 1))
@@ -53,26 +53,26 @@ def suspects(
         x = gap + column * (side + gap)
         y = height - 0.45 - line * (side + head + foot) - head - side
         axes: Axes = figure.add_axes((x / width, y / height, side / width, side / height))
-        image = images[place]
-        axes.imshow(image, interpolation="nearest" if image.shape[0] <= 96 else "antialiased", aspect="equal")
-        axes.set(xticks=[], yticks=[])
-        axes.set_frame_on(False)
-        poisoned = bool(is_poison[place])
-        frame = Rectangle(
-            (0, 0),
-            1,
-            1,
-            transform=axes.transAxes,
-            fill=False,
-            clip_on=False,
-            linewidth=2.8,
-            edgecolor=POISON if poisoned else GOOD,
-            linestyle="-" if poisoned else (0, (3, 1.2)),
-        )
-        axes.add_patch(frame)
         name = f"#{place + 1}" + (f"  id {ids[place]}" if ids is not None else "")
+        _picture(axes, images[place], bool(is_poison[place]))
         axes.text(0, 1.04, name, transform=axes.transAxes, fontsize=7.5, color=INK)
         axes.text(1, 1.04, f"{scores[place]:.4g}", transform=axes.transAxes, fontsize=7.5, color=GREY, ha="right")
         text = texts[place].replace("$", r"\$")  # a caption is no formula
         axes.text(0, -0.05, text, transform=axes.transAxes, fontsize=7, va="top", color=INK, linespacing=1.15)
     return figure
+
+
+def _picture(axes: Axes, image: np.ndarray, poisoned: bool) -> None:
+    """The image (s, s, 3) uint8 in a frame that says what it is."""
+    from matplotlib.patches import Rectangle
+
+    axes.imshow(image, interpolation="nearest" if image.shape[0] <= 96 else "antialiased", aspect="equal")
+    axes.set(xticks=[], yticks=[])
+    axes.set_frame_on(False)
+    look: dict[str, Any] = {
+        "edgecolor": POISON if poisoned else GOOD,
+        "linestyle": "-" if poisoned else (0, (3, 1.2)),
+    }
+    axes.add_patch(
+        Rectangle((0, 0), 1, 1, transform=axes.transAxes, fill=False, clip_on=False, linewidth=2.8, **look)
+    )

@@ -14,6 +14,7 @@ from analysis.style import CONTROL_ATTACKS, CONTROLS, attack_label, detector_lab
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Group
+    from rich.table import Table
 
 LEADING = (
     "attack",
@@ -136,27 +137,14 @@ def run_table(rows: Sequence[Mapping[str, Any]], metadata: Mapping[str, Any]) ->
     Where both exist a cell reads `normalised | raw`. Controls stand at the foot; a failed cell shows its
     error.
     """
-    from rich.box import SIMPLE_HEAD
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
     pairs: dict[str, dict[bool, Mapping[str, Any]]] = {}
     for row in rows:
         pairs.setdefault(cell_label(row, rows), {})[is_raw(row.get("normalise"))] = row
 
-    table = Table(
-        box=SIMPLE_HEAD,
-        header_style="bold",
-        caption="each cell: normalised | raw embeddings",
-        caption_justify="left",
-        pad_edge=False,
-        padding=0,  # five measures fit into 80 columns
-        show_edge=False,
-    )
-    table.add_column("detector", min_width=16)
-    for measure in MEASURES.values():
-        table.add_column(measure, justify="center", min_width=11, max_width=11)
+    table = _empty_table()
 
     def place(item: tuple[str, dict[bool, Mapping[str, Any]]]) -> tuple[bool, bool, float]:
         row = item[1].get(False) or item[1][True]
@@ -186,6 +174,25 @@ def run_table(rows: Sequence[Mapping[str, Any]], metadata: Mapping[str, Any]) ->
             failed.append(Text(f"failed: {name}: {row.get('error')}", style="red"))
     said = [Text(f"! {line}", style="bold yellow") for line in warnings(metadata)]
     return Group(Text(summary(metadata), style="bold"), *said, table, *failed)
+
+
+def _empty_table() -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(
+        box=SIMPLE_HEAD,
+        header_style="bold",
+        caption="each cell: normalised | raw embeddings",
+        caption_justify="left",
+        pad_edge=False,
+        padding=0,  # five measures fit into 80 columns
+        show_edge=False,
+    )
+    table.add_column("detector", min_width=16)
+    for measure in MEASURES.values():
+        table.add_column(measure, justify="center", min_width=11, max_width=11)
+    return table
 
 
 def _value(row: Mapping[str, Any] | None, measure: str) -> Any:
