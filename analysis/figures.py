@@ -105,8 +105,8 @@ def roc(cells: Sequence[Scored], is_poison: np.ndarray) -> Figure:
             log.get_position().x1 + 0.12 / figure.get_figwidth(),
             log.get_position().y1 + 0.3 / figure.get_figheight(),
         )
-        look: dict[str, Any] = {"alignment": "left", "fontsize": 8.5, "borderaxespad": 0, "handlelength": 3.6}
-        figure.legend(loc="upper left", bbox_to_anchor=top, title="AUROC", **look)
+        placing: dict[str, Any] = {"alignment": "left", "fontsize": 8.5, "borderaxespad": 0, "handlelength": 3.6}
+        figure.legend(loc="upper left", bbox_to_anchor=top, title="AUROC", **placing)
     note = f"{LINES}; grey: chance" if lines else ""
     headed(figure, heading(rows[0] if rows else {}, is_poison), note)
     return figure
