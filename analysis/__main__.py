@@ -133,7 +133,7 @@ def write_tables(
         console.print("  ".join(str(path) for path in paths), style="dim", highlight=False)
         files += paths
     for name, rows in result_groups(table):
-        files += oracle_k.write(rows, out, stem(name), f"Beside the best k by the truth ({name})")
+        files += oracle_k.write(rows, out, stem(name), f"Detectors against the oracle-chosen k ({name})")
     beside = published.side_by_side(dict(summaries))
     beside.to_csv(files[1], index=False)
     files[2].write_text(published.markdown(beside), encoding="utf-8")

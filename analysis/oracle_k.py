@@ -1,6 +1,6 @@
-"""What a detector without the truth is worth, beside the best that the truth could choose.
+"""Detectors that know no truth, compared with the best k that an oracle could choose.
 
-k-dist, LOF, SLOF and DAO depend on k, and which k is best depends on how many poisons there are, which nobody knows
+k-dist, LOF, SLOF and DAO depend on k. Which k is best depends on the number of poisons, which nobody knows
 beforehand. Their best cell over a sweep of k is therefore a bound, not a result.
 """
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DENSITY = ("kdist", "lof", "slof", "dao")
-WITHOUT = ("tandem", "flicker")  # their k, if they have one, was not chosen by the truth
+WITHOUT = ("tandem", "flicker")  # their k, if they have one, is the usual one
 SWEPT = 4  # values of k at least
 
 
@@ -62,11 +62,11 @@ def write(rows: pd.DataFrame, folder: Path, stem: str, title: str) -> list[Path]
 
 
 def markdown(table: pd.DataFrame, title: str) -> str:
-    """The table in Markdown; the last column is what Tandem has above (+) or below (-) the bound."""
-    heads = ["attack", "poisoned", "seed", "ASR", "Tandem", "Flicker", "best over k, by the truth", "apart"]
+    """The table in Markdown; the last column is how far Tandem is above (+) or below (-) the bound."""
+    heads = ["attack", "poisoned", "seed", "ASR", "Tandem", "Flicker", "oracle-chosen k", "difference"]
     rows = []
     for row in table.to_dict("records"):
-        apart = row["tandem"] - row["best"]
+        difference = row["tandem"] - row["best"]
         bound = f"{number(row['best'])} ({detector_label(row['best_detector'])}, k = {row['best_k']})"
         cells = [
             case_label(row["case"]),
@@ -76,7 +76,7 @@ def markdown(table: pd.DataFrame, title: str) -> str:
             number(row["tandem"]),
             number(row["flicker"]),
             bound,
-            f"{apart:+.3f}" if apart == apart else "–",
+            f"{difference:+.3f}" if difference == difference else "–",
         ]
         rows.append(cells)
     return "\n".join([f"# {title}", "", *markdown_table(heads, rows)]) + "\n"

@@ -109,5 +109,5 @@ def cost(rows: pd.DataFrame) -> Figure | None:
     if "memory_mb" in costs:
         note += "; no dot: nothing beyond what was held"
     title = f"What a detector costs for {samples:,} samples, and what it finds"
-    headed(figure, title, f"{note}\nattacks that did not embed and controls are left out; ‡ control")
+    headed(figure, title, f"{note}\nattacks that did not succeed and controls are left out; ‡ control")
     return figure

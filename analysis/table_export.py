@@ -72,7 +72,7 @@ def _notes(summary: pd.DataFrame) -> list[str]:
     words = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else f"{seeds[0] if seeds else 0} seed(s)"
     return [
         f"AUROC, mean ± standard deviation over {words}; in brackets the 95 % bootstrap interval of the mean.",
-        "† the attack did not embed (attack success rate under 50 %): finding it is only finding a wrong caption.",
+        "† the attack did not succeed (success rate under 50 %): finding it is only finding a wrong caption.",
         "‡ control: not a backdoor, or not a detector of one. — missing cell.",
     ]
 

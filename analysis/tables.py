@@ -1,7 +1,7 @@
 """Rows of cells -> a DataFrame -> the table that a run prints.
 
 A *cell* is one attack x one detector x one seed (and raw or normalised embeddings). A failed cell stays in
-every table as a visible hole with its error; a control is marked; an attack that did not embed says so.
+every table as a visible hole with its error; a control is marked; an attack that did not succeed says so.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ MEASURES = {
     "fpr100": "FPR at 100 % TPR",
     "recall_at_1pct": "recall at 1 % removed",
 }
-SUCCEEDED_AT = 0.5  # an attack with a lower success rate did not embed
+SUCCEEDED_AT = 0.5  # an attack with a lower success rate did not succeed
 
 
 def frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -108,7 +108,7 @@ def warnings(metadata: Mapping[str, Any]) -> list[str]:
         said.append(f"control: {CONTROL_ATTACKS[attack]}; what is found here is not a backdoor.")
     elif not said and asr is not None and asr == asr and float(asr) < SUCCEEDED_AT:
         said.append(
-            f"the attack did not embed (attack success rate {percent(asr)} < {percent(SUCCEEDED_AT, 0)}): "
+            f"the attack did not succeed (attack success rate {percent(asr)} < {percent(SUCCEEDED_AT, 0)}): "
             "finding its samples is then only finding wrong captions."
         )
     said += [str(line) for line in metadata.get("warnings", ())]

@@ -1,4 +1,4 @@
-"""The best k by the truth is a bound that only comparable cells may set."""
+"""The oracle-chosen k gives a bound that only comparable cells may set."""
 
 import pytest
 

@@ -56,7 +56,7 @@ def test_every_cell_is_in_the_page_and_a_failed_one_with_its_error(made):
     assert [cell["error"] for cell in failed] == ["ValueError: lid: k=32 must be below n=30"] * 2
     assert [scene["name"] for scene in data["scenes"]] == ["BadNets, small, seed 0", "WaNet, small, seed 0"]
     assert data["left_out"] == ["BadNets, small, seed 1"]
-    assert data["scenes"][1]["warnings"][0].startswith("the attack did not embed")
+    assert data["scenes"][1]["warnings"][0].startswith("the attack did not succeed")
 
 
 def test_galleries_hold_the_top_scores_with_their_images_and_captions(made):
@@ -195,7 +195,7 @@ def test_in_a_browser_the_table_sorts_and_the_gallery_filters(made, tmp_path):
     assert result["attacks"] == ["WaNet"]
     assert result["alone"] == ["SLOF"]
     assert result["both"] == len(data["scenes"][0]["cells"])
-    assert result["warning"].startswith("the attack did not embed")
+    assert result["warning"].startswith("the attack did not succeed")
     assert set(result["names"]) == {"WaNet, small, seed 0"}
     assert result["near"] == 1 + scenes.NEIGHBOURS
     assert result["lines"] == len(result["by"]) + 1

@@ -90,7 +90,7 @@ def test_when_every_cell_failed_the_errors_are_still_written(tmp_path):
 @pytest.mark.parametrize(
     ("metadata", "expected"),
     [
-        ({"attack": "wanet", "asr": 0.31}, ["did not embed (attack success rate 31.0 % < 50 %)"]),
+        ({"attack": "wanet", "asr": 0.31}, ["did not succeed (attack success rate 31.0 % < 50 %)"]),
         ({"attack": "wanet", "asr": 0.5}, []),
         ({"attack": "badnets", "asr": None}, []),
         ({"attack": "mislabel", "asr": 0.02}, ["control: target caption without a trigger"]),

@@ -292,7 +292,7 @@ def test_panels_say_what_is_a_control_and_what_did_not_embed(small):
     titles = [axes.get_title(loc="left") for axes in ablations.categorical(small, "normalise").axes]
     expected = [
         "BadNets",
-        "WaNet (did not embed)",
+        "WaNet (did not succeed)",
         "SIG",
         "BadNets, clean model (control)",
         "Mislabelled (control)",
