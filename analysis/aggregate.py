@@ -211,5 +211,5 @@ def case_label(name: str) -> str:
 
 
 def _side(normalise: Any) -> str:
-    """`None` and NaN are one: a detector that does not look at lengths."""
+    """`None` and NaN are one: a detector that does not depend on the norm."""
     return "either" if normalise is None or normalise != normalise else str(bool(normalise))

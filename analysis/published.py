@@ -114,7 +114,7 @@ def _shown(cells: Sequence[Mapping[Any, Any]], quantity: str, unit: str) -> dict
 
 
 def _is_raw(cell: Mapping[Any, Any]) -> bool:
-    """Whether the score was of embeddings as they are, or does not depend on their length."""
+    """Whether the score was of embeddings as they are, or does not depend on their norm."""
     normalise = cell["normalise"]
     return normalise is None or normalise != normalise or not bool(normalise)
 

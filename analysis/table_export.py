@@ -53,7 +53,7 @@ class _Side:
 
 
 def _sides(summary: pd.DataFrame) -> list[_Side]:
-    """Normalised and raw; a detector that does not look at lengths stands in both. Controls come last."""
+    """Normalised and raw; a detector that does not depend on the norm stands in both. Controls come last."""
     cases = sorted(summary["case"].drop_duplicates(), key=case_order)
     detectors = sorted(summary["detector"].drop_duplicates(), key=detector_order)
     rows: list[Row] = summary.astype(object).to_dict("records")  # type: ignore[assignment]

@@ -66,7 +66,7 @@ def frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def is_raw(normalise: Any) -> bool:
-    """Whether a cell scored raw embeddings. None (length makes no difference) counts as normalised."""
+    """Whether a cell scored raw embeddings. None (the norm makes no difference) counts as normalised."""
     return normalise is not None and normalise == normalise and not bool(normalise)
 
 

@@ -1,4 +1,4 @@
-"""What a detector looks at: embeddings, and the other inputs that some detectors ask for. Never labels."""
+"""The inputs of a detector: embeddings, and other inputs that some detectors need. Never labels."""
 
 from __future__ import annotations
 
@@ -69,11 +69,11 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class DetectorInputs:
-    """All that a detector may look at.
+    """All inputs that a detector may use.
 
     losses: (n, epochs) contrastive loss of each sample in each training epoch.
     images: row positions (b,) -> float tensor (b, 3, H, W) in [0, 1].
-    views: (n, views) cosine of each gentle view of the image (`detect.views.VIEWS`) with the sample's caption.
+    views: (n, views) cosine of each augmented image (`detect.views.VIEWS`) with the sample's caption.
     """
 
     embeddings: Embeddings
@@ -92,7 +92,7 @@ class DetectorInputs:
 def unit(x: np.ndarray) -> np.ndarray:
     """(n, d) -> rows of unit length; a zero row stays zero.
 
-    Rows whose squares float32 does not hold (lengths beyond 1e18, below 1e-15) are measured in float64.
+    Rows whose squares float32 does not hold (norms beyond 1e18, below 1e-15) are measured in float64.
     """
     with np.errstate(over="ignore", under="ignore"):
         length = np.linalg.norm(x, axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""How well scores tell poisoned samples from clean ones."""
+"""How well scores separate poisoned from clean samples."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The HTML report: one self-contained file that works without a server or a network.
 
 Python gathers the numbers, curves, thumbnails and neighbours into one JSON object; `report.html` (Jinja2)
-holds the page that draws them. A *scene* is one attack, one model and one seed: the cells that look at the
-same embeddings.
+holds the page that draws them. A *scene* is one attack, one model and one seed: the cells of the same
+embeddings.
 """
 
 from __future__ import annotations
