@@ -44,7 +44,7 @@ def composed(*overrides):
             "attack.alpha: there is no 'alpha'; did you mean 'attack.triggers.0.alpha'?",
         ),
         (["detector=_local"], "detector=_local: there is no '_local' (detector is one of abl,"),
-        (["train=_options"], "train=_options: there is no '_options' (train is one of paper, small)"),
+        (["train=_options"], "train=_options: there is no '_options' (train is one of paper, photos, small)"),
         (["-m", "attack=sig,bad"], "attack=bad: there is no 'bad'"),
     ],
 )
