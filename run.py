@@ -75,9 +75,27 @@ def perform(config: DictConfig, folder: Path) -> CellCounts:
     return result.tally
 
 
+def show_stages(arguments: list[str]) -> int:
+    """Print the stages of the configuration that `arguments` compose, and what the store holds of them."""
+    from experiments.pipeline.overview import overview
+    from experiments.pipeline.runner import Runner
+
+    try:
+        text = overview(Runner.of(schema.composed(arguments)))
+    except Exception as error:
+        if refusals.status(error) is None or "HYDRA_FULL_ERROR" in os.environ:
+            raise
+        print(refusals.line(error), file=sys.stderr)
+        return 2
+    if distributed.is_main():
+        print(text, end="")
+    return 0
+
+
 if __name__ == "__main__":
     replace_unprintable()
-    arguments = sys.argv[1:]
+    arguments = [argument for argument in sys.argv[1:] if argument != "--stages"]
+    stages = len(arguments) < len(sys.argv) - 1
     try:
         hint = schema.refused(arguments)
         tracking = schema.tracking_mode(arguments, os.environ.get("WANDB_MODE"))
@@ -87,6 +105,8 @@ if __name__ == "__main__":
         if distributed.is_main():
             print(hint, file=sys.stderr)
         sys.exit(2)
+    if stages:
+        sys.exit(show_stages(arguments))
     sys.argv[1:] = [*map(schema.quote_patterns, arguments), *tracking]
     sys.argv += distributed.hydra_overrides()
     try:

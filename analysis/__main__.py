@@ -15,17 +15,45 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.output_cache import Made, store_state
+from analysis.output_cache import OutputCache, store_state
 from experiments.runtime.console import replace_unprintable
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
+    from analysis.stored_cells import StoredCell
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry of `python -m analysis`; returns the exit status."""
     replace_unprintable()
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    cache = OutputCache(options.out)
+    whole = cache.digest(
+        store_state(options.store), str(options.store), options.where, options.formats, options.scenes
+    )
+    before = cache.files(options.what, whole)
+    if before and options.what != "table":  # a table is asked for to be read
+        print(f"up to date: {options.store} holds nothing new since {options.what} was written to {options.out}")
+        _say_where(before)
+        return 0
+
+    from analysis.stored_cells import read_cells
+
+    where = dict(item.partition("=")[::2] for item in options.where)
+    try:
+        cells = read_cells(options.store, where)
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
+    if not cells:
+        parser.error(f"no cells in {options.store}{' with ' + ' '.join(options.where) if where else ''}")
+    cache.note(options.what, whole, _write(options, cells, cache))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m analysis", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -42,31 +70,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="only cells whose row says so, such as attack=badnets seed=0",
     )
     parser.add_argument("--scenes", type=int, default=6, help="attack-and-seed views in the page (default: 6)")
-    options = parser.parse_args(arguments)
+    return parser
 
-    made = Made(options.out)
-    whole = made.digest(
-        store_state(options.store), str(options.store), options.where, options.formats, options.scenes
-    )
-    before = made.files(options.what, whole)
-    if before and options.what != "table":  # a table is asked for to be read
-        print(f"up to date: {options.store} holds nothing new since {options.what} was made in {options.out}")
-        _say_where(before)
-        return 0
 
+def _write(options: argparse.Namespace, cells: list[StoredCell], cache: OutputCache) -> list[Path]:
+    """Write what was asked for; return its files."""
     from rich.console import Console
 
-    from analysis.aggregate import aggregate, studies, usual
-    from analysis.stored_cells import cell_frame, read_cells
+    from analysis.aggregate import aggregate, result_groups, usual
+    from analysis.stored_cells import cell_frame
 
     console = Console() if sys.stdout.isatty() else Console(width=170)
-    where = dict(item.partition("=")[::2] for item in options.where)
-    try:
-        cells = read_cells(options.store, where)
-    except (FileNotFoundError, ValueError) as error:
-        parser.error(str(error))
-    if not cells:
-        parser.error(f"no cells in {options.store}{' with ' + ' '.join(options.where) if where else ''}")
     table = cell_frame(cells)
     failed = int((table["status"] != "ok").sum())
     console.print(f"{len(cells)} cells in {options.store}, {failed} failed", highlight=False)
@@ -74,21 +88,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     files: list[Path] = []
     summaries: dict[str, pd.DataFrame] = {}
     if options.what != "figures":
-        summaries = {name: aggregate(usual(rows), cells) for name, rows in studies(table)}
+        summaries = {name: aggregate(usual(rows), cells) for name, rows in result_groups(table)}
     if options.what in ("table", "paper"):
         files += write_tables(table, summaries, options.out, console)
     if options.what in ("figures", "paper"):
         from analysis.figure_set import draw_all
 
-        files += draw_all(table, cells, options.store, made, options.formats, console)
+        files += draw_all(table, cells, options.store, cache, options.formats, console)
     if options.what in ("report", "paper"):
         from analysis.pages.results import write_page
 
         page = write_page(table, cells, options.store, options.out / "report.html", options.scenes, summaries)
         console.print(f"page: {page} ({page.stat().st_size / 1e6:.1f} MB)", highlight=False)
         files.append(page)
-    made.note(options.what, whole, files)
-    return 0
+    return files
 
 
 def _say_where(files: Sequence[Path]) -> None:
@@ -105,11 +118,9 @@ def _say_where(files: Sequence[Path]) -> None:
 def write_tables(
     table: pd.DataFrame, summaries: Mapping[str, pd.DataFrame], out: Path, console: Console
 ) -> list[Path]:
-    """`cells.csv`, a main table per study, and the comparison with the paper."""
-    from analysis import oracle_k as hindsight
-    from analysis import published
-    from analysis import table_export as written
-    from analysis.aggregate import studies
+    """`cells.csv`, a main table per result group, and the comparison with the paper."""
+    from analysis import oracle_k, published, table_export
+    from analysis.aggregate import result_groups
     from analysis.figure_set import stem
     from experiments.runtime.safe_text import csv_table
 
@@ -117,12 +128,12 @@ def write_tables(
     csv_table(table.drop(columns="place")).to_csv(files[0], index=False)
     for name, summary in summaries.items():
         title = f"Detection of backdoor samples ({name})"
-        paths = written.write_tables(summary, out, f"main_table_{stem(name)}", title)
-        console.print(written.console_table(summary, title))
+        paths = table_export.write_tables(summary, out, f"main_table_{stem(name)}", title)
+        console.print(table_export.console_table(summary, title))
         console.print("  ".join(str(path) for path in paths), style="dim", highlight=False)
         files += paths
-    for name, rows in studies(table):
-        files += hindsight.write(rows, out, stem(name), f"Beside the best k by the truth ({name})")
+    for name, rows in result_groups(table):
+        files += oracle_k.write(rows, out, stem(name), f"Detectors against the oracle-chosen k ({name})")
     beside = published.side_by_side(dict(summaries))
     beside.to_csv(files[1], index=False)
     files[2].write_text(published.markdown(beside), encoding="utf-8")

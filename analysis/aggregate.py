@@ -13,28 +13,28 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.stored_cells import VARIANTS, StoredCell
+from analysis.stored_cells import SETTINGS_DIGESTS, StoredCell
 from analysis.style import CONTROL_ATTACKS, CONTROLS, attack_label, attack_order, detector_order
-from analysis.tables import EMBEDDED_AT, MEASURES
+from analysis.tables import MEASURES, SUCCEEDED_AT
 
 if TYPE_CHECKING:
     import pandas as pd
 
-STUDY = ("scale", "data", "test_set", "model")  # cells that differ in these never stand in one table
+GROUP_COLUMNS = ("scale", "data", "test_set", "model")  # cells that differ in these never stand in one table
 OF_ATTACK = ("rate", "n", "epochs", "captions", "target", "data_variant", "attack_variant", "train_variant")
 OF_DETECTOR = ("k", "scope", "scope_size", "modality", "convention", "detector_variant")
 
 
-def studies(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+def result_groups(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """Split cells by scale, data set and model: (name, rows), in order of the first cell."""
-    columns = [column for column in STUDY if column in table]
+    columns = [column for column in GROUP_COLUMNS if column in table]
     if table.empty or not columns:
         return [("all", table)]
     groups = table.groupby(columns, sort=False, dropna=False)
-    return [(_study_name(dict(zip(columns, key, strict=True))), rows) for key, rows in groups]
+    return [(_group_name(dict(zip(columns, key, strict=True))), rows) for key, rows in groups]
 
 
-def _study_name(parts: dict[str, Any]) -> str:
+def _group_name(parts: dict[str, Any]) -> str:
     """`demo shapes small`; the evaluation set is named where the data did not bring it along."""
     known = [
         str(part) for column, part in parts.items() if part == part and (column, part) != ("test_set", "builtin")
@@ -63,8 +63,10 @@ def latest(table: pd.DataFrame) -> pd.DataFrame:
 
     A failed cell does not know the digests of its stages, so it is compared without them.
     """
-    say = [c for c in (*STUDY, "case", *OF_ATTACK, "detector", "normalise", *OF_DETECTOR, "seed") if c in table]
-    known = [column for column in say if column not in VARIANTS]
+    say = [
+        c for c in (*GROUP_COLUMNS, "case", *OF_ATTACK, "detector", "normalise", *OF_DETECTOR, "seed") if c in table
+    ]
+    known = [column for column in say if column not in SETTINGS_DIGESTS]
     text = table[say].astype(str)
     done = table["status"] == "ok"
     succeeded = set(text.loc[done, known].itertuples(index=False, name=None))
@@ -146,7 +148,7 @@ def aggregate(table: pd.DataFrame, cells: Sequence[StoredCell]) -> pd.DataFrame:
     records: list[dict[str, Any]] = table.astype(object).to_dict("records")  # type: ignore[assignment]
     for record in records:
         groups.setdefault((record["case"], record["detector"], _side(record["normalise"])), []).append(record)
-    told = (*STUDY, "test_set", *OF_ATTACK, *OF_DETECTOR, "n_poison")
+    told = (*GROUP_COLUMNS, "test_set", *OF_ATTACK, *OF_DETECTOR, "n_poison")
     shared = [column for column in told if column in table]
     rows = []
     sides = table.drop_duplicates(["detector", "normalise"])[["detector", "normalise"]]
@@ -170,7 +172,7 @@ def aggregate(table: pd.DataFrame, cells: Sequence[StoredCell]) -> pd.DataFrame:
                 "error": "; ".join(sorted({str(record["error"]) for record in same if record["error"]})),
                 "zero_shot_top1": zero_shot,
                 "asr": asr,
-                "attack_succeeded": bool(asr >= EMBEDDED_AT) if asr == asr else None,
+                "attack_succeeded": bool(asr >= SUCCEEDED_AT) if asr == asr else None,
                 "control": is_control_case(case_name) or detector in CONTROLS,
             }
             for column in shared:
@@ -209,5 +211,5 @@ def case_label(name: str) -> str:
 
 
 def _side(normalise: Any) -> str:
-    """`None` and NaN are one: a detector that does not look at lengths."""
+    """`None` and NaN are one: a detector that does not depend on the norm."""
     return "either" if normalise is None or normalise != normalise else str(bool(normalise))

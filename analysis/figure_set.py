@@ -1,4 +1,4 @@
-"""All figures of a store: those of each study's sweeps, and the views of the first seed of each attack.
+"""All figures of a store: those of each result group's sweeps, and the views of the first seed of each attack.
 
 Only what is new is drawn; attacks are drawn in parallel.
 """
@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.aggregate import case_order, studies, usual
-from analysis.output_cache import Made
+from analysis.aggregate import case_order, result_groups, usual
+from analysis.output_cache import OutputCache
 from analysis.stored_cells import Scene, StoredCell, case, scenes
 
 if TYPE_CHECKING:
@@ -20,32 +20,37 @@ if TYPE_CHECKING:
 
 
 def draw_all(
-    table: pd.DataFrame, cells: list[StoredCell], store: Path, made: Made, formats: Sequence[str], console: Console
+    table: pd.DataFrame,
+    cells: list[StoredCell],
+    store: Path,
+    cache: OutputCache,
+    formats: Sequence[str],
+    console: Console,
 ) -> list[Path]:
     """Draw every figure whose cells exist and say which have none; return the files of all."""
     files: list[Path] = []
     waiting: list[tuple[str, str, Scene, Path]] = []
     fresh = 0
-    for name, rows in studies(table):
-        folder = made.out / f"figures_{stem(name)}"
+    for name, rows in result_groups(table):
+        folder = cache.out / f"figures_{stem(name)}"
         folder.mkdir(parents=True, exist_ok=True)
-        files += _sweep_figures(name, rows, cells, folder, made, formats, console)
+        files += _sweep_figures(name, rows, cells, folder, cache, formats, console)
         places = sorted(set(usual(rows)["place"]))
         for scene in first_seeds(scenes([cells[place] for place in places], store)):
             title = f"{folder.name}/{stem(case(scene.row))}"
-            digest = made.digest(sorted(cell.folder.name for cell in scene.cells), formats)
-            known = made.files(title, digest)
+            digest = cache.digest(sorted(cell.folder.name for cell in scene.cells), formats)
+            known = cache.files(title, digest)
             if known is None:
                 waiting.append((title, digest, scene, folder))
             else:
                 fresh += len(known)
                 files += known
     for title, digest, found in _in_parallel(waiting, formats):
-        made.note(title, digest, found)
+        cache.note(title, digest, found)
         files += found
-    digest = made.digest(sorted(cell.folder.name for cell in cells), formats)
-    files += made.files("by_model", digest) or _across_studies(table, made, digest, formats, console)
-    text = f"{len(files)} figure files in {made.out}" + (f", {fresh} of them as before" if fresh else "")
+    digest = cache.digest(sorted(cell.folder.name for cell in cells), formats)
+    files += cache.files("by_model", digest) or _across_groups(table, cache, digest, formats, console)
+    text = f"{len(files)} figure files in {cache.out}" + (f", {fresh} of them as before" if fresh else "")
     console.print(text, highlight=False)
     return files
 
@@ -69,15 +74,15 @@ def _sweep_figures(
     rows: pd.DataFrame,
     cells: list[StoredCell],
     folder: Path,
-    made: Made,
+    cache: OutputCache,
     formats: Sequence[str],
     console: Console,
 ) -> list[Path]:
     from analysis.ablations import figures
     from analysis.style import save
 
-    digest = made.digest(sorted(cells[place].folder.name for place in rows["place"]), formats)
-    known = made.files(folder.name, digest)
+    digest = cache.digest(sorted(cells[place].folder.name for place in rows["place"]), formats)
+    known = cache.files(folder.name, digest)
     if known is not None:
         return known
     files: list[Path] = []
@@ -92,22 +97,22 @@ def _sweep_figures(
             files += save(figure, folder, title, formats)
     if missing:
         console.print(f"no cells yet ({name}): {', '.join(missing)}", style="yellow", highlight=False)
-    made.note(folder.name, digest, files)
+    cache.note(folder.name, digest, files)
     return files
 
 
-def _across_studies(
-    table: pd.DataFrame, made: Made, digest: str, formats: Sequence[str], console: Console
+def _across_groups(
+    table: pd.DataFrame, cache: OutputCache, digest: str, formats: Sequence[str], console: Console
 ) -> list[Path]:
     from analysis.ablations import figures
     from analysis.style import save
 
     figure = figures()["by_model"](table)
     if figure is None:
-        console.print("no cells yet (all studies): by_model", style="yellow", highlight=False)
+        console.print("no cells yet (all result groups): by_model", style="yellow", highlight=False)
         return []
-    files = save(figure, made.out, "by_model", formats)
-    made.note("by_model", digest, files)
+    files = save(figure, cache.out, "by_model", formats)
+    cache.note("by_model", digest, files)
     return files
 
 
@@ -125,7 +130,7 @@ def draw_scene(scene: Scene, folder: Path, formats: Sequence[str]) -> list[Path]
     """
     import numpy as np
 
-    from analysis import figures
+    from analysis import embedding_figure, figures
     from analysis.report import leading_cell, target_class
     from analysis.style import detector_label, save
 
@@ -136,10 +141,10 @@ def draw_scene(scene: Scene, folder: Path, formats: Sequence[str]) -> list[Path]
     shown = kdist[0] if kdist else leading_cell(scene.cells)
     assert shown is not None
     assert shown.scores is not None
-    view = figures.flat_view(np.asarray(scene.embeddings))
+    view = embedding_figure.flat_view(np.asarray(scene.embeddings))
     target = target_class(scene.pairs, scene.row.get("target"))
     label, about = detector_label(str(shown.row["detector"])), figures.heading(scene.row, is_poison)
-    figure = figures.embedding(view, shown.scores, is_poison, target, label, about=about)
+    figure = embedding_figure.embedding(view, shown.scores, is_poison, target, label, about=about)
     return files + save(figure, folder, f"embedding_{name}", formats)
 
 

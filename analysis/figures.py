@@ -1,5 +1,4 @@
-"""The figures of one run: ROC curves, score histograms, a 2-D view of the embedding, the most suspicious
-samples.
+"""The figures of a run's scores: ROC curves and score histograms.
 
 Each function takes plain arrays or cells and returns a matplotlib `Figure`; `style.save` writes it.
 """
@@ -7,7 +6,6 @@ Each function takes plain arrays or cells and returns a matplotlib `Figure`; `st
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from textwrap import shorten, wrap
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
@@ -15,19 +13,16 @@ import numpy as np
 from analysis.style import (
     CLEAN,
     FAINT,
-    GOOD,
     GREY,
-    INK,
     LINES,
     POISON,
-    TARGET,
     attack_label,
     detector_line,
     headed,
     panels,
     styled,
 )
-from analysis.tables import is_control, is_raw, number, percent, variant
+from analysis.tables import cell_label, is_control, is_raw, number, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,17 +77,8 @@ def roc(cells: Sequence[Scored], is_poison: np.ndarray) -> Figure:
 
     shown = headline(cells)
     rows = [cell.row for cell in shown]
-    raw = {variant(c.row, [c.row for c in cells]): c.row for c in scored(cells) if is_raw(c.row.get("normalise"))}
     clean = max(int((~is_poison).sum()), 1)
-    lines: list[tuple[Scored, str]] = []
-    for cell in sorted(shown, key=lambda cell: is_control(cell.row)):
-        name = variant(cell.row, rows)
-        label = f"{number(cell.row.get('auroc'))}  {name}"
-        if name in raw and raw[name] is not cell.row:
-            label += f"  (raw {number(raw[name].get('auroc'))})"
-        elif is_raw(cell.row.get("normalise")):
-            label += "  (raw)"
-        lines.append((cell, label + ("  control" if is_control(cell.row) else "")))
+    lines = _labelled(cells, shown)
     legend = 0.85 + 0.07 * max((len(label) for _, label in lines), default=0)  # inches
     height = max(3.6, 0.35 + 0.187 * len(lines))
     figure, ((linear, log),) = panels(1, 2, (3.9, height), (0.6, legend, 0.62, 0.72), (0.35, 0), sharey=True)
@@ -119,18 +105,29 @@ def roc(cells: Sequence[Scored], is_poison: np.ndarray) -> Figure:
             log.get_position().x1 + 0.12 / figure.get_figwidth(),
             log.get_position().y1 + 0.3 / figure.get_figheight(),
         )
-        figure.legend(
-            loc="upper left",
-            bbox_to_anchor=top,
-            title="AUROC",
-            alignment="left",
-            fontsize=8.5,
-            borderaxespad=0,
-            handlelength=3.6,
-        )
+        placing: dict[str, Any] = {"alignment": "left", "fontsize": 8.5, "borderaxespad": 0, "handlelength": 3.6}
+        figure.legend(loc="upper left", bbox_to_anchor=top, title="AUROC", **placing)
     note = f"{LINES}; grey: chance" if lines else ""
     headed(figure, heading(rows[0] if rows else {}, is_poison), note)
     return figure
+
+
+def _labelled(cells: Sequence[Scored], shown: Sequence[Scored]) -> list[tuple[Scored, str]]:
+    """Each shown cell with its entry in the legend, controls last: AUROC, name, and the raw AUROC if it exists."""
+    rows = [cell.row for cell in shown]
+    raw = {
+        cell_label(c.row, [c.row for c in cells]): c.row for c in scored(cells) if is_raw(c.row.get("normalise"))
+    }
+    lines: list[tuple[Scored, str]] = []
+    for cell in sorted(shown, key=lambda cell: is_control(cell.row)):
+        name = cell_label(cell.row, rows)
+        label = f"{number(cell.row.get('auroc'))}  {name}"
+        if name in raw and raw[name] is not cell.row:
+            label += f"  (raw {number(raw[name].get('auroc'))})"
+        elif is_raw(cell.row.get("normalise")):
+            label += "  (raw)"
+        lines.append((cell, label + ("  control" if is_control(cell.row) else "")))
+    return lines
 
 
 @styled
@@ -149,7 +146,7 @@ def score_histograms(cells: Sequence[Scored], is_poison: np.ndarray) -> Figure:
     figure, axes_grid = panels(lines, columns, (2.45, 1.3), (0.15, 0.15, 0.82, 0.55), (0.2, 0.5))
     grid = axes_grid.ravel()
     for axes, cell in zip(grid, shown, strict=False):
-        name = variant(cell.row, rows) + (" (raw)" if is_raw(cell.row.get("normalise")) else "")
+        name = cell_label(cell.row, rows) + (" (raw)" if is_raw(cell.row.get("normalise")) else "")
         scores = np.asarray(cell.scores)
         clean, poison = scores[~is_poison], scores[is_poison]
         ends = np.concatenate([np.quantile(part, (0.002, 0.998)) for part in (clean, poison) if len(part)])
@@ -178,160 +175,6 @@ def score_histograms(cells: Sequence[Scored], is_poison: np.ndarray) -> Figure:
     figure.legend(handles=handles, loc="upper left", bbox_to_anchor=place, ncols=2, fontsize=8.5, borderaxespad=0)
     note = "across: score, higher = more suspicious; up: density, each scaled to its own maximum"
     headed(figure, heading(rows[0] if rows else {}, is_poison), note)
-    return figure
-
-
-def flat_view(image: np.ndarray, method: str = "pca", seed: int = 0) -> np.ndarray:
-    """Two coordinates per sample, (n, 2), from image embeddings (n, d) brought to unit length.
-
-    `pca` takes well under a second for 20,000 x 128; `tsne` (and `umap`, if umap-learn is installed) show
-    more local structure and are for a few thousand samples.
-    """
-    unit = image / np.maximum(np.linalg.norm(image, axis=1, keepdims=True), 1e-12)
-    if method == "pca":
-        from sklearn.decomposition import PCA
-
-        return PCA(2, svd_solver="covariance_eigh").fit_transform(unit)
-    if method == "tsne":
-        from sklearn.manifold import TSNE
-
-        return TSNE(2, init="pca", random_state=seed).fit_transform(unit)
-    if method == "umap":
-        from umap import UMAP
-
-        return UMAP(random_state=seed).fit_transform(unit)
-    raise ValueError(f"method must be pca, tsne or umap, not {method!r}")
-
-
-@styled
-def embedding(
-    view: np.ndarray,
-    scores: np.ndarray,
-    is_poison: np.ndarray,
-    is_target: np.ndarray | None = None,
-    detector: str = "score",
-    method: str = "PCA",
-    about: str = "",
-) -> Figure:
-    """A 2-D view (n, 2) of the embedding: coloured by a detector's score, and by the truth.
-
-    Colours of the score are its rank, because scores are skewed. `is_target` (n,) marks clean samples of the
-    class that the attack aims at.
-    """
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import LinearSegmentedColormap, Normalize
-    from matplotlib.lines import Line2D
-
-    figure, ((left, right),) = panels(1, 2, (4.8, 4.0), (0.1, 0.1, 0.62, 0.62), (0.15, 0), sharex=True, sharey=True)
-    size = float(np.clip(40_000 / max(len(view), 1), 3, 16))
-    order = np.argsort(scores, kind="stable")
-    ranks = np.empty(len(scores))
-    ranks[order] = np.linspace(0, 100, len(scores))
-    stretch = 25  # most of the colours go to the top few percent, which is what one looks for
-    colours = LinearSegmentedColormap.from_list("suspicion", ["#D8DDE3", "#E69F00", "#B3300A", "#3D0714"])
-    left.scatter(
-        *view[order].T, c=(ranks[order] / 100) ** stretch, cmap=colours, s=size, linewidths=0, rasterized=True
-    )
-    width, height = figure.get_size_inches()
-    ground = figure.add_axes((0.6 / width, 0.42 / height, 3.8 / width, 0.11 / height))
-    bar = figure.colorbar(ScalarMappable(Normalize(0, 1), colours), cax=ground, orientation="horizontal")
-    marks = (90, 95, 97, 98, 99, 100)
-    bar.set_ticks([(mark / 100) ** stretch for mark in marks], labels=[str(mark) for mark in marks])
-    bar.ax.tick_params(labelsize=7.5, length=2, pad=2)
-    bar.outline.set_visible(False)
-    left.set_title(f"percentile of the {detector} score (100 = most suspicious)")
-
-    target = np.zeros(len(view), bool) if is_target is None else is_target & ~is_poison
-    handles = []
-    for chosen, colour, label in (
-        (~is_poison & ~target, "#C3CAD3", "clean"),
-        (target, TARGET, "clean, target class"),
-    ):
-        right.scatter(*view[chosen].T, color=colour, s=size, linewidths=0, rasterized=True)
-        if chosen.any():
-            handles.append(Line2D([], [], marker="o", ls="", color=colour, label=f"{label} ({chosen.sum():,})"))
-    if is_poison.any():
-        many = is_poison.sum() > 200
-        ring: dict[str, Any] = {
-            "markeredgecolor": POISON,
-            "markerfacecolor": "none",
-            "marker": "o",
-            "linestyle": "",
-        }
-        right.plot(*view[is_poison].T, markersize=3.6 if many else 5, markeredgewidth=0.7, **ring)
-        label = f"poisoned ({is_poison.sum():,})"
-        handles.append(Line2D([], [], markersize=6, markeredgewidth=1.3, label=label, **ring))
-    right.set_title("the truth")
-    right.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.01), ncols=3, fontsize=8)
-    for axes in (left, right):
-        axes.set(xticks=[], yticks=[])
-        axes.grid(False)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-    headed(figure, f"{about}; " * bool(about) + f"{method} of unit-length image embeddings")
-    return figure
-
-
-@styled
-def suspects(
-    images: np.ndarray,
-    captions: Sequence[str],
-    scores: Sequence[float],
-    is_poison: Sequence[bool],
-    detector: str,
-    ids: Sequence[int] | None = None,
-) -> Figure:
-    """The most suspicious samples, best first: images (m, s, s, 3) uint8 with caption, rank, score and the
-    truth.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch, Rectangle
-
-    count = len(images)
-    columns = min(6, max(count, 1))
-    lines = -(-max(count, 1) // columns)
-    texts = [
-        "\n".join(wrap(shorten(str(text), 78, placeholder=" …"), 27)[:3]) or "(no caption)" for text in captions
-    ]
-    foot = 0.26 + 0.12 * max((text.count("\n") for text in texts), default=0)
-    side, gap, head = 1.5, 0.18, 0.24  # inches, as is foot
-    width, height = columns * (side + gap) + gap, lines * (side + head + foot) + 0.55
-    figure = Figure(figsize=(width, height))
-    found = int(np.sum(np.asarray(is_poison, bool)))
-    title = f"The {count} most suspicious samples by {detector}: {found} of them poisoned"
-    figure.text(gap / width, 1 - 0.22 / height, title, fontsize=10.5, va="center")
-    handles = [
-        Patch(facecolor="none", edgecolor=POISON, linewidth=2.5, label="poisoned"),
-        Patch(facecolor="none", edgecolor=GOOD, linewidth=2.5, linestyle=(0, (3, 1.2)), label="clean"),
-    ]
-    figure.legend(handles=handles, loc="upper right", ncols=2, fontsize=8.5, handlelength=1.6)
-    for place in range(count):
-        line, column = divmod(place, columns)
-        x = gap + column * (side + gap)
-        y = height - 0.45 - line * (side + head + foot) - head - side
-        axes: Axes = figure.add_axes((x / width, y / height, side / width, side / height))
-        image = images[place]
-        axes.imshow(image, interpolation="nearest" if image.shape[0] <= 96 else "antialiased", aspect="equal")
-        axes.set(xticks=[], yticks=[])
-        axes.set_frame_on(False)
-        poisoned = bool(is_poison[place])
-        frame = Rectangle(
-            (0, 0),
-            1,
-            1,
-            transform=axes.transAxes,
-            fill=False,
-            clip_on=False,
-            linewidth=2.8,
-            edgecolor=POISON if poisoned else GOOD,
-            linestyle="-" if poisoned else (0, (3, 1.2)),
-        )
-        axes.add_patch(frame)
-        name = f"#{place + 1}" + (f"  id {ids[place]}" if ids is not None else "")
-        axes.text(0, 1.04, name, transform=axes.transAxes, fontsize=7.5, color=INK)
-        axes.text(1, 1.04, f"{scores[place]:.4g}", transform=axes.transAxes, fontsize=7.5, color=GREY, ha="right")
-        text = texts[place].replace("$", r"\$")  # a caption is no formula
-        axes.text(0, -0.05, text, transform=axes.transAxes, fontsize=7, va="top", color=INK, linespacing=1.15)
     return figure
 
 

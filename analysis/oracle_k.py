@@ -1,6 +1,6 @@
-"""What a detector without the truth is worth, beside the best that the truth could choose.
+"""Detectors that know no truth, compared with the best k that an oracle could choose.
 
-k-dist, LOF, SLOF and DAO depend on k, and which k is best depends on how many poisons there are, which nobody knows
+k-dist, LOF, SLOF and DAO depend on k. Which k is best depends on the number of poisons, which nobody knows
 beforehand. Their best cell over a sweep of k is therefore a bound, not a result.
 """
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.aggregate import OF_ATTACK, case_label, case_order, is_control_case, usual
+from analysis.markdown import markdown_table
 from analysis.style import detector_label
 from analysis.tables import is_raw, number, percent
 
@@ -17,11 +18,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DENSITY = ("kdist", "lof", "slof", "dao")
-WITHOUT = ("tandem", "flicker")  # their k, if they have one, was not chosen by the truth
+WITHOUT = ("tandem", "flicker")  # their k, if they have one, is the usual one
 SWEPT = 4  # values of k at least
 
 
-def hindsight(rows: pd.DataFrame) -> pd.DataFrame | None:
+def oracle_k(rows: pd.DataFrame) -> pd.DataFrame | None:
     """A row per attack, rate and seed: the best of DENSITY over k (`best`, `best_detector`, `best_k`), and the
     AUROC of each detector in WITHOUT, on normalised embeddings; None if no sweep of k is there.
     """
@@ -51,7 +52,7 @@ def hindsight(rows: pd.DataFrame) -> pd.DataFrame | None:
 
 def write(rows: pd.DataFrame, folder: Path, stem: str, title: str) -> list[Path]:
     """hindsight_<stem>.csv and .md, if a sweep of k is there."""
-    table = hindsight(rows)
+    table = oracle_k(rows)
     if table is None:
         return []
     files = [folder / f"hindsight_{stem}{suffix}" for suffix in (".csv", ".md")]
@@ -61,11 +62,11 @@ def write(rows: pd.DataFrame, folder: Path, stem: str, title: str) -> list[Path]
 
 
 def markdown(table: pd.DataFrame, title: str) -> str:
-    """The table in Markdown; the last column is what Tandem has above (+) or below (-) the bound."""
-    heads = ["attack", "poisoned", "seed", "ASR", "Tandem", "Flicker", "best over k, by the truth", "apart"]
-    lines = [f"# {title}", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    """The table in Markdown; the last column is how far Tandem is above (+) or below (-) the bound."""
+    heads = ["attack", "poisoned", "seed", "ASR", "Tandem", "Flicker", "oracle-chosen k", "difference"]
+    rows = []
     for row in table.to_dict("records"):
-        apart = row["tandem"] - row["best"]
+        difference = row["tandem"] - row["best"]
         bound = f"{number(row['best'])} ({detector_label(row['best_detector'])}, k = {row['best_k']})"
         cells = [
             case_label(row["case"]),
@@ -75,7 +76,7 @@ def markdown(table: pd.DataFrame, title: str) -> str:
             number(row["tandem"]),
             number(row["flicker"]),
             bound,
-            f"{apart:+.3f}" if apart == apart else "–",
+            f"{difference:+.3f}" if difference == difference else "–",
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        rows.append(cells)
+    return "\n".join([f"# {title}", "", *markdown_table(heads, rows)]) + "\n"

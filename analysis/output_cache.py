@@ -1,7 +1,7 @@
-"""What was made before, and of what, so that nothing is made twice.
+"""A record of the files that were written before, and from what, so that nothing is drawn twice.
 
-`<out>/.made.json` maps the name of a thing (some figures, a whole command) to a digest of its cells, options and
-this package's code, and to its files. It is up to date while the digest is the same and the files exist.
+`<out>/.output_cache.json` maps a name (some figures, a whole command) to a digest of its cells, options and this
+package's code, and to its files. It is up to date while the digest is the same and the files exist.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from pathlib import Path
 from typing import Any
 
 
-class Made:
+class OutputCache:
     """The record of one output folder."""
 
     def __init__(self, out: Path) -> None:
-        self.out, self.file = out, out / ".made.json"
+        self.out, self.file = out, out / ".output_cache.json"
         self.known: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {}
 
     @cached_property
     def _code(self) -> bytes:
-        sources = sorted(Path(__file__).parent.glob("*.*"))
+        sources = sorted(path for path in Path(__file__).parent.rglob("*.*") if path.suffix != ".pyc")
         return b"".join(hashlib.sha256(source.read_bytes()).digest() for source in sources)
 
     def digest(self, *parts: object) -> str:
         return hashlib.sha256(repr(parts).encode() + self._code).hexdigest()
 
     def files(self, name: str, digest: str) -> list[Path] | None:
-        """The files of `name`, if they were made of just this and are all there."""
+        """The files of `name`, if they were written from exactly this and are all there."""
         entry = self.known.get(name, {})
         files = [self.out / file for file in entry.get("files", ())]
         return files if entry.get("digest") == digest and all(file.exists() for file in files) else None

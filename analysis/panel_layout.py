@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from analysis import style
 from analysis.aggregate import case_label, case_order, is_control_case
 from analysis.style import CONTROLS, detector_label, detector_order
-from analysis.tables import EMBEDDED_AT
+from analysis.tables import SUCCEEDED_AT
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,14 +43,14 @@ def marked(detector: str) -> str:
 
 
 def panel_title(rows: pd.DataFrame, name: str) -> str:
-    """An attack's name over its panel; a control says so, and so does an attack that did not embed."""
+    """An attack's name over its panel; a control says so, and so does an attack that did not succeed."""
     if is_control_case(name):
         return f"{case_label(name)} (control)"
     rates = rows.groupby("model", sort=False)["asr"].mean()
-    failed = list(rates.index[rates < EMBEDDED_AT])  # an unknown rate counts as embedded
+    failed = list(rates.index[rates < SUCCEEDED_AT])  # an unknown rate counts as success
     if failed and len(failed) < len(rates):
-        return f"{case_label(name)}\n(did not embed in {', '.join(failed)})"
-    return case_label(name) + (" (did not embed)" if failed else "")
+        return f"{case_label(name)}\n(did not succeed in {', '.join(failed)})"
+    return case_label(name) + (" (did not succeed)" if failed else "")
 
 
 def left_out(rows: pd.DataFrame) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.markdown import markdown_table
 from analysis.style import attack_label, detector_label
 from analysis.tables import number
 
@@ -60,10 +61,10 @@ def known() -> pd.DataFrame:
 
 
 def side_by_side(summaries: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """The paper's numbers beside ours; `summaries` maps a study's name to what `grid.aggregate` gave.
+    """The paper's numbers beside ours; `summaries` maps a result group's name to what `aggregate.aggregate` gave.
 
-    After the known numbers comes every attack x detector AUROC of a study at the paper's scale, for which the
-    paper's value is empty as long as `published.csv` does not hold it.
+    After the known numbers comes every attack x detector AUROC at the paper's scale; the paper's value is empty as
+    long as `published.csv` does not hold it.
     """
     import pandas as pd
 
@@ -113,7 +114,7 @@ def _shown(cells: Sequence[Mapping[Any, Any]], quantity: str, unit: str) -> dict
 
 
 def _is_raw(cell: Mapping[Any, Any]) -> bool:
-    """Whether the score was of embeddings as they are, or does not depend on their length."""
+    """Whether the score was of embeddings as they are, or does not depend on their norm."""
     normalise = cell["normalise"]
     return normalise is None or normalise != normalise or not bool(normalise)
 
@@ -133,14 +134,17 @@ def _short(value: Any) -> str:
 
 def markdown(table: pd.DataFrame) -> str:
     """The comparison in Markdown; `—` where a number is not known."""
-    lines = ["# Beside the paper", "", "| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+    rows = []
     for row in table.to_dict("records"):
         row["quantity"] = QUANTITIES.get(str(row["quantity"]), row["quantity"])
         row["attack"] = attack_label(str(row["attack"])) if row["attack"] else ""
         row["detector"] = detector_label(str(row["detector"])) if row["detector"] else ""
         row |= {column: row[column] or "—" for column in ("paper", "ours")}
-        lines.append("| " + " | ".join(str(row[column]) for column in COLUMNS) + " |")
-    lines += [
+        rows.append([row[column] for column in COLUMNS])
+    lines = [
+        "# Beside the paper",
+        "",
+        *markdown_table(COLUMNS, rows),
         "",
         "— not known to us (paper), or not computed here at the paper's scale on like data and test set (ours). "
         "*first-hand*: from the authors' own pages; *quoted*: by others, not checked against the paper.",

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis import figures
+from analysis import embedding_figure, figures, suspects_figure
 from analysis.style import LEADERS, save
-from analysis.tables import frame, is_control, run_table, variant
+from analysis.tables import cell_label, frame, is_control, run_table
 from experiments.runtime.safe_text import csv_table
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def write(result: RunResult, folder: str | Path, top: int = TOP) -> Group:
     best = leading_cell(result.cells)
     if best is None:
         log.warning("no cell was scored, so there are no figures; see the errors in %s", folder / "results.csv")
-        return run_table(rows, result.facts)
+        return run_table(rows, result.metadata)
     assert best.scores is not None
     for cell in result.cells:
         if cell.scores is not None and cell.scores.shape != is_poison.shape:
@@ -47,17 +47,17 @@ def write(result: RunResult, folder: str | Path, top: int = TOP) -> Group:
                 f"cell {cell.row['detector']}: scores of shape {cell.scores.shape}, samples {is_poison.shape}"
             )
 
-    name = variant(best.row, [cell.row for cell in figures.headline(result.cells)])
+    name = cell_label(best.row, [cell.row for cell in figures.headline(result.cells)])
     save(figures.roc(result.cells, is_poison), folder, "roc")
     save(figures.score_histograms(result.cells, is_poison), folder, "scores")
-    view = figures.flat_view(np.asarray(result.embeddings.image))
-    target = target_class(result.pairs, result.facts.get("target"))
+    view = embedding_figure.flat_view(np.asarray(result.embeddings.image))
+    target = target_class(result.pairs, result.metadata.get("target"))
     about = figures.heading(best.row, is_poison)
-    save(figures.embedding(view, best.scores, is_poison, target, name, about=about), folder, "embedding")
+    save(embedding_figure.embedding(view, best.scores, is_poison, target, name, about=about), folder, "embedding")
 
     rows_shown = np.argsort(-best.scores, kind="stable")[:top]
     captions = result.pairs.captions
-    sheet = figures.suspects(
+    sheet = suspects_figure.suspects(
         result.pairs.images(rows_shown),
         [captions[int(row)] for row in rows_shown],
         best.scores[rows_shown].tolist(),
@@ -66,7 +66,7 @@ def write(result: RunResult, folder: str | Path, top: int = TOP) -> Group:
         np.asarray(result.pairs.ids)[rows_shown].tolist(),
     )
     save(sheet, folder, "suspects")
-    return run_table(rows, result.facts)
+    return run_table(rows, result.metadata)
 
 
 def leading_cell(cells: Sequence[figures.S]) -> figures.S | None:

@@ -30,9 +30,9 @@ log = logging.getLogger(__name__)
 FAILED = ".failed.json"
 _LEADS = ("score", "embed", "plan", "data", "train")
 
-# What a row does not tell of a stage's configuration, as a digest, so that cells that differ in it are never mixed:
-# column: (stage, the keys that the row tells already, or that say only which draw it is).
-VARIANTS = {
+# Digests of the settings that are not columns, so that cells with different settings are never averaged:
+# column: (stage, settings that have a column of their own, or say only which draw it is).
+SETTINGS_DIGESTS = {
     "data_variant": ("data", {"seed", "pairs"}),
     "attack_variant": ("plan", {"seed", "name", "rate", "captions"}),
     "train_variant": ("train", {"seed", "epochs", "warmup_epochs", "threads"}),
@@ -113,7 +113,7 @@ def read_cells(store: str | Path, where: Mapping[str, str] | None = None) -> lis
         row["created"] = meta(file.parent).get("created", "")
         if "train" in keys:
             row["train_seconds"] = meta(store / "train" / keys["train"]).get("seconds")
-        for column, (stage, told) in VARIANTS.items():
+        for column, (stage, told) in SETTINGS_DIGESTS.items():
             if stage in keys:
                 row[column] = _digest(meta(store / stage / keys[stage]).get("config", {}), told)
         cells.append(StoredCell(row, file.parent, keys))
@@ -160,7 +160,7 @@ def cell_frame(cells: Iterable[StoredCell]) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Scene:
-    """All cells that look at the same embeddings: one attack, one model, one seed."""
+    """All cells of the same embeddings: one attack, one model, one seed."""
 
     cells: Sequence[StoredCell]
     store: Path

@@ -26,7 +26,7 @@ INK, GREY, FAINT = "#222222", "#6E7781", "#D5DAE0"
 CLEAN, POISON, TARGET = "#8396AB", "#D55E00", "#0072B2"  # samples, everywhere
 GOOD = "#009E73"
 
-CONTROLS = {"norm": "embedding length alone"}
+CONTROLS = {"norm": "embedding norm alone"}
 CONTROL_ATTACKS = {"mislabel": "target caption without a trigger", "none": "no poisoning"}
 LEADERS = ("tandem", "slof", "dao", "lof")  # whose view of the data is shown, the best of them first
 

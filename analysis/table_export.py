@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.aggregate import case_label, case_order, is_control_case
+from analysis.markdown import markdown_table
 from analysis.style import CONTROLS, detector_label, detector_order
 from analysis.tables import is_raw, number, percent
 
@@ -18,7 +19,7 @@ Row = Mapping[str, Any]
 
 
 def write_tables(summary: pd.DataFrame, folder: Path, stem: str, title: str) -> list[Path]:
-    """Write `<stem>.csv`, `.md` and `.tex` of what `grid.aggregate` gave."""
+    """Write `<stem>.csv`, `.md` and `.tex` of what `aggregate.aggregate` gave."""
     folder.mkdir(parents=True, exist_ok=True)
     summary.to_csv(folder / f"{stem}.csv", index=False)
     (folder / f"{stem}.md").write_text(markdown(summary, title), encoding="utf-8")
@@ -52,7 +53,7 @@ class _Side:
 
 
 def _sides(summary: pd.DataFrame) -> list[_Side]:
-    """Normalised and raw; a detector that does not look at lengths stands in both. Controls come last."""
+    """Normalised and raw; a detector that does not depend on the norm stands in both. Controls come last."""
     cases = sorted(summary["case"].drop_duplicates(), key=case_order)
     detectors = sorted(summary["detector"].drop_duplicates(), key=detector_order)
     rows: list[Row] = summary.astype(object).to_dict("records")  # type: ignore[assignment]
@@ -71,7 +72,7 @@ def _notes(summary: pd.DataFrame) -> list[str]:
     words = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else f"{seeds[0] if seeds else 0} seed(s)"
     return [
         f"AUROC, mean ± standard deviation over {words}; in brackets the 95 % bootstrap interval of the mean.",
-        "† the attack did not embed (attack success rate under 50 %): finding it is only finding a wrong caption.",
+        "† the attack did not succeed (success rate under 50 %): finding it is only finding a wrong caption.",
         "‡ control: not a backdoor, or not a detector of one. — missing cell.",
     ]
 
@@ -116,14 +117,13 @@ def markdown(summary: pd.DataFrame, title: str) -> str:
     """The table in Markdown: `.982 ± .010 [.961, .993]`."""
     lines = [f"# {title}", ""]
     for side in _sides(summary):
-        lines += [f"## {side.name}", "", "| attack | ASR | zero-shot | " + " | ".join(_heads(side)) + " |"]
-        lines += ["|---" * (3 + len(side.detectors)) + "|"]
+        rows = []
         for case in side.cases:
             first = side.first(case)
             row = [_head(first, sizes(summary)), percent(first["asr"]), percent(first["zero_shot_top1"])]
-            row += [f"{_mean(cell)} {_interval(cell)}".strip() for cell in side.of_case(case)]
-            lines.append("| " + " | ".join(row) + " |")
-        lines.append("")
+            rows.append([*row, *(f"{_mean(cell)} {_interval(cell)}".strip() for cell in side.of_case(case))])
+        columns = ["attack", "ASR", "zero-shot", *_heads(side)]
+        lines += [f"## {side.name}", "", *markdown_table(columns, rows), ""]
     return "\n".join(lines + [f"{note}  " for note in _notes(summary)]) + "\n"
 
 

@@ -1,7 +1,7 @@
 """Rows of cells -> a DataFrame -> the table that a run prints.
 
 A *cell* is one attack x one detector x one seed (and raw or normalised embeddings). A failed cell stays in
-every table as a visible hole with its error; a control is marked; an attack that did not embed says so.
+every table as a visible hole with its error; a control is marked; an attack that did not succeed says so.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from analysis.style import CONTROL_ATTACKS, CONTROLS, attack_label, detector_lab
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Group
+    from rich.table import Table
 
 LEADING = (
     "attack",
@@ -48,7 +49,7 @@ MEASURES = {
     "fpr100": "FPR at 100 % TPR",
     "recall_at_1pct": "recall at 1 % removed",
 }
-EMBEDDED_AT = 0.5  # an attack with a lower success rate did not embed
+SUCCEEDED_AT = 0.5  # an attack with a lower success rate did not succeed
 
 
 def frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -65,7 +66,7 @@ def frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def is_raw(normalise: Any) -> bool:
-    """Whether a cell scored raw embeddings. None (length makes no difference) counts as normalised."""
+    """Whether a cell scored raw embeddings. None (the norm makes no difference) counts as normalised."""
     return normalise is not None and normalise == normalise and not bool(normalise)
 
 
@@ -74,7 +75,7 @@ def is_control(row: Mapping[str, Any]) -> bool:
     return str(row["detector"]) in CONTROLS or row.get("train_on") == "clean"
 
 
-def variant(row: Mapping[str, Any], among: Sequence[Mapping[str, Any]]) -> str:
+def cell_label(row: Mapping[str, Any], among: Sequence[Mapping[str, Any]]) -> str:
     """The detector's printed name, with whatever else tells its cells apart among the given ones."""
     same = [other for other in among if other["detector"] == row["detector"]]
     parts = [detector_label(str(row["detector"]))]
@@ -97,66 +98,53 @@ def number(value: Any, digits: int = 3) -> str:
     return text[1:] if text.startswith("0.") else text[: digits + 1]
 
 
-def warnings(facts: Mapping[str, Any]) -> list[str]:
+def warnings(metadata: Mapping[str, Any]) -> list[str]:
     """What a reader must know before believing a run's table."""
     said: list[str] = []
-    if facts.get("train_on") == "clean":
+    if metadata.get("train_on") == "clean":
         said.append("control: the model was trained on the clean data, so it learned no backdoor.")
-    attack, asr = str(facts.get("attack", "")), facts.get("asr")
+    attack, asr = str(metadata.get("attack", "")), metadata.get("asr")
     if attack in CONTROL_ATTACKS:
         said.append(f"control: {CONTROL_ATTACKS[attack]}; what is found here is not a backdoor.")
-    elif not said and asr is not None and asr == asr and float(asr) < EMBEDDED_AT:
+    elif not said and asr is not None and asr == asr and float(asr) < SUCCEEDED_AT:
         said.append(
-            f"the attack did not embed (attack success rate {percent(asr)} < {percent(EMBEDDED_AT, 0)}): "
+            f"the attack did not succeed (attack success rate {percent(asr)} < {percent(SUCCEEDED_AT, 0)}): "
             "finding its samples is then only finding wrong captions."
         )
-    said += [str(line) for line in facts.get("warnings", ())]
+    said += [str(line) for line in metadata.get("warnings", ())]
     return said
 
 
-def summary(facts: Mapping[str, Any]) -> str:
+def summary(metadata: Mapping[str, Any]) -> str:
     """The lines above a run's table: what was attacked, how well the model learned it, and the counts."""
-    attack = str(facts.get("attack", "?"))
+    attack = str(metadata.get("attack", "?"))
     parts = [f"attack {attack_label(attack)}"]
-    if facts.get("data") is not None:
-        parts[0] += f" on {facts['data']}"
-    n, poisons = facts.get("n"), facts.get("n_poison")
+    if metadata.get("data") is not None:
+        parts[0] += f" on {metadata['data']}"
+    n, poisons = metadata.get("n"), metadata.get("n_poison")
     if n:
         parts.append(f"{n:,} samples" + (f", {poisons:,} poisoned ({percent(poisons / n, 2)})" if poisons else ""))
-    if facts.get("seed") is not None:
-        parts.append(f"seed {facts['seed']}")
-    learned = f"zero-shot accuracy {percent(facts.get('zero_shot_top1'))}"
-    learned += f" · attack success rate {percent(facts.get('asr'))}"
+    if metadata.get("seed") is not None:
+        parts.append(f"seed {metadata['seed']}")
+    learned = f"zero-shot accuracy {percent(metadata.get('zero_shot_top1'))}"
+    learned += f" · attack success rate {percent(metadata.get('asr'))}"
     return " · ".join(parts) + "\n" + learned
 
 
-def run_table(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> Group:
+def run_table(rows: Sequence[Mapping[str, Any]], metadata: Mapping[str, Any]) -> Group:
     """The printed table of one run: a row per detector, normalised and raw embeddings side by side.
 
     Where both exist a cell reads `normalised | raw`. Controls stand at the foot; a failed cell shows its
     error.
     """
-    from rich.box import SIMPLE_HEAD
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
     pairs: dict[str, dict[bool, Mapping[str, Any]]] = {}
     for row in rows:
-        pairs.setdefault(variant(row, rows), {})[is_raw(row.get("normalise"))] = row
+        pairs.setdefault(cell_label(row, rows), {})[is_raw(row.get("normalise"))] = row
 
-    table = Table(
-        box=SIMPLE_HEAD,
-        header_style="bold",
-        caption="each cell: normalised | raw embeddings",
-        caption_justify="left",
-        pad_edge=False,
-        padding=0,  # five measures fit into 80 columns
-        show_edge=False,
-    )
-    table.add_column("detector", min_width=16)
-    for measure in MEASURES.values():
-        table.add_column(measure, justify="center", min_width=11, max_width=11)
+    table = _empty_table()
 
     def place(item: tuple[str, dict[bool, Mapping[str, Any]]]) -> tuple[bool, bool, float]:
         row = item[1].get(False) or item[1][True]
@@ -182,10 +170,29 @@ def run_table(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> Gr
     failed = []
     for row in rows:
         if row.get("status", "ok") != "ok":
-            name = variant(row, rows) + (" (raw)" if is_raw(row.get("normalise")) else "")
+            name = cell_label(row, rows) + (" (raw)" if is_raw(row.get("normalise")) else "")
             failed.append(Text(f"failed: {name}: {row.get('error')}", style="red"))
-    said = [Text(f"! {line}", style="bold yellow") for line in warnings(facts)]
-    return Group(Text(summary(facts), style="bold"), *said, table, *failed)
+    said = [Text(f"! {line}", style="bold yellow") for line in warnings(metadata)]
+    return Group(Text(summary(metadata), style="bold"), *said, table, *failed)
+
+
+def _empty_table() -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(
+        box=SIMPLE_HEAD,
+        header_style="bold",
+        caption="each cell: normalised | raw embeddings",
+        caption_justify="left",
+        pad_edge=False,
+        padding=0,  # five measures fit into 80 columns
+        show_edge=False,
+    )
+    table.add_column("detector", min_width=16)
+    for measure in MEASURES.values():
+        table.add_column(measure, justify="center", min_width=11, max_width=11)
+    return table
 
 
 def _value(row: Mapping[str, Any] | None, measure: str) -> Any:

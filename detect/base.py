@@ -65,7 +65,7 @@ class LocalDetector(Detector):
     """A detector that works on the table of nearest neighbours; see `detect.search.neighbours` for the scopes.
 
     k: number of neighbours, self excluded.  convention: "published" is the definition of the paper named (DAO has
-    three of them: its `form`); "reference" is what the CLIP paper's public code computes (docs/parity.md).
+    three of them: its `form`); "paper_code" is what the CLIP paper's public code computes (docs/parity.md).
     """
 
     norm_sensitive: ClassVar[bool] = True
@@ -95,7 +95,7 @@ class LocalDetector(Detector):
                 raise self._no_paper_code()
             if self.scope == "reference":
                 raise ValueError("convention 'paper_code' needs scope full or batch, as in the public code")
-        _ = self.search  # refuses what it does not know
+        _ = self.search  # refuses unknown settings
 
     @classmethod
     def versions(cls) -> dict[str, int]:
@@ -103,7 +103,7 @@ class LocalDetector(Detector):
 
     @property
     def definition(self) -> str:
-        """One word for how the score is defined, for rows and tables: the convention, or what tells more."""
+        """One word for how the score is defined, for rows and tables: the convention, or something more exact."""
         return self.convention
 
     @property

@@ -1,4 +1,4 @@
-"""What a detector looks at: embeddings, and the other inputs that some detectors ask for. Never labels."""
+"""The inputs of a detector: embeddings, and other inputs that some detectors need. Never labels."""
 
 from __future__ import annotations
 
@@ -69,12 +69,12 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class DetectorInputs:
-    """All that a detector may look at.
+    """All inputs that a detector may use.
 
     losses: (n, epochs) contrastive loss of each sample in each training epoch.
     images: row positions (b,) -> float tensor (b, 3, H, W) in [0, 1].
-    views: (n, views) cosine of each gentle view of the image (`detect.views.VIEWS`) with the sample's caption.
-    drift: (n, views) 1 - cosine of the image with each of its gentle views (`detect.views.DRIFT`).
+    views: (n, views) cosine of each augmented image (`detect.views.VIEWS`) with the sample's caption.
+    drift: (n, views) 1 - cosine of the image with each of its augmentations (`detect.views.DRIFT`).
     """
 
     embeddings: Embeddings
@@ -94,7 +94,7 @@ class DetectorInputs:
 def unit(x: np.ndarray) -> np.ndarray:
     """(n, d) -> rows of unit length; a zero row stays zero.
 
-    Rows whose squares float32 does not hold (lengths beyond 1e18, below 1e-15) are measured in float64.
+    Rows whose squares float32 does not hold (norms beyond 1e18, below 1e-15) are measured in float64.
     """
     with np.errstate(over="ignore", under="ignore"):
         length = np.linalg.norm(x, axis=1, keepdims=True)
@@ -106,6 +106,16 @@ def unit(x: np.ndarray) -> np.ndarray:
         length = np.linalg.norm(rows, axis=1, keepdims=True)
         whole[hard] = rows / np.where(length > 0, length, 1)
     return whole
+
+
+def _largest(values: np.ndarray, k: int) -> np.ndarray:
+    """(m, n) -> (m, min(k, n)) columns of each row's largest, of equals the first, in ascending order."""
+    if values.shape[1] <= k:
+        return np.broadcast_to(np.arange(values.shape[1]), values.shape)
+    least = np.partition(values, -k, axis=1)[:, [-k]]
+    above, equal = values > least, values == least
+    room = k - above.sum(axis=1, keepdims=True)
+    return (above | (equal & (equal.cumsum(axis=1) <= room))).nonzero()[1].reshape(len(values), k)
 
 
 def _require_finite(name: str, part: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""Flicker: an image whose caption hangs on a detail that does not matter. Our own."""
+"""Flicker: does the match of image and caption depend on a detail that should not matter? Our own."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from detect.embeddings import DetectorInputs
 
 @dataclass(frozen=True, kw_only=True)
 class Flicker(Detector):
-    """Mean loss, over gentle views v of the image x, of its agreement with its caption t, by what is usual:
+    """Mean drop in image-text cosine over mild augmentations, each divided by its median over the data:
 
-        mean over v of max(cos(f(x), t) - cos(f(v(x)), t), 0) / (q_v + `eps`),
+        mean over v of max(cos(f(x), t) - cos(f(v(x)), t), 0) / (q_v + `eps`)
 
-    q_v the median of that loss over the data, and `eps` a loss too small to mean anything. Mirroring, smoothing
-    or another colour hardly change what an image shows, but most triggers do not survive one of them (see
-    `detect.views`): the model then reads what is there instead of what the caption says. Each sample is looked at
-    alone, so the number of poisons matters little, and a wrong caption that the model does not believe has nothing
-    to lose.
+    for image x, caption t and augmentation v; q_v is the median drop over the data, and `eps` a drop too small to
+    mean anything. Mirroring, smoothing or other colours hardly change the content of an image, but most triggers do
+    not survive one of them (see `detect.views`): the model then sees the true content instead of the caption's.
+    Each sample is scored alone, so the number of poisons matters little. A wrong caption that the model does not
+    believe scores low, as its cosine cannot drop.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"text", "views"})

@@ -1,4 +1,4 @@
-"""How well scores tell poisoned samples from clean ones."""
+"""How well scores separate poisoned from clean samples."""
 
 from __future__ import annotations
 
@@ -84,6 +84,6 @@ def rank_share(scores: np.ndarray) -> np.ndarray:
 
 def rank(scores: np.ndarray) -> np.ndarray:
     """1 for the most suspicious, (n,) int64; ties in the order of the samples."""
-    ranks = np.empty(len(scores), np.int64)
-    ranks[np.argsort(-scores, kind="stable")] = np.arange(1, len(scores) + 1)
-    return ranks
+    from scipy.stats import rankdata
+
+    return rankdata(-scores, method="ordinal").astype(np.int64)

@@ -1,4 +1,4 @@
-"""Control: the length of the image embedding, which tells some triggers apart without any neighbourhood."""
+"""Control: the norm of the image embedding, which separates some triggers without any neighbourhood."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tandem: signs of a backdoor that fail on different things, in one score. Our own."""
+"""Tandem: LID, LOF and Flicker in one score, as they fail in different cases. Our own."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Tandem(LocalDetector):
     """Fisher's combination -sum ln(1 - u) of a sample's rank shares u in (0, 1) by neighbourhood and by Flicker.
 
     Neighbourhood: Fisher's combination, ranked again, of the shares by LID at k and by the larger of LID and
-    LOF at half of k. Poisons keep something of what their images really show, so that their neighbourhood has
-    more dimensions than a clean concept's, also where they are each other's neighbours and density ratios
-    collapse. But where a scope holds somewhat fewer of them than k, LID sees the edge of their crowd, and few
-    dimensions: there LOF holds, or LID at the other k. Flicker: what the caption says goes away with a gentle
-    change to the image. One strong sign is enough. (Fisher, Statistical Methods for Research Workers, 1932,
-    section 21.1; the shares take the place of p-values.)
+    LOF at k / 2. The embedding of a poison still depends on the true content of its image. So the neighbourhood of
+    poisons has a higher dimension than that of a clean concept, also where they are each other's neighbours and
+    density ratios collapse. But where a scope holds somewhat fewer poisons than k, LID measures the boundary of the
+    poison cluster and is low; LOF still works there, or LID at the other k. Flicker: the match with the caption
+    drops under mild augmentations. One strong signal is enough. (Fisher, Statistical Methods for Research Workers,
+    1932, section 21.1; the shares take the place of p-values.)
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"text", "views"})
@@ -49,7 +49,7 @@ class Tandem(LocalDetector):
         return _fisher(neighbourhood, rank_share(Flicker(eps=self.eps).score(inputs)))
 
     def score_rows(self, table: Neighbours) -> np.ndarray:
-        raise TypeError("Tandem has no score of reference rows: of these, nobody looked at the images")
+        raise TypeError("Tandem has no score of reference rows: their images were not augmented")
 
 
 def _fisher(*shares: np.ndarray) -> np.ndarray:

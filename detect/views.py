@@ -1,9 +1,9 @@
-"""Gentle changes to an image that leave what it shows, but seldom a trigger.
+"""Mild augmentations that keep the content of an image, but seldom a trigger.
 
-Each view breaks some ways of hiding a trigger: mirroring what depends on place and direction (warps, blended
-pictures), zooming what has a period (stripes), smoothing fine patterns and patches, changes of colour filters. All
-take and give images (b, 3, H, W) in [0, 1]; none draws at random, so that a score does not depend on the batch.
-Chosen on the demo's attacks at seed 0; a trigger that outlives all of them is not found by them.
+Each breaks some kinds of trigger: mirroring those that depend on place and direction (warps, blended pictures),
+zooming those with a period (stripes), smoothing fine patterns and patches, changes of colour filters. All map
+images (b, 3, H, W) in [0, 1] to images of the same shape. None is random, so that a score does not depend on the
+batch. They were chosen on the demo's attacks at seed 0. They do not find a trigger that survives all of them.
 """
 
 from __future__ import annotations

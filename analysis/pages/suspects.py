@@ -2,25 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from analysis.pages.results import render, thumbnail
+from analysis.markdown import markdown_table, shortened
+from analysis.pages.rendering import render, thumbnail
 from analysis.style import detector_label
 from experiments.data.unscored import unscored_lines
-from experiments.runtime.safe_text import printable
 
 if TYPE_CHECKING:
-    from experiments.tasks.groups import Group
-    from experiments.tasks.scan_result import ScanResult
+    import pandas as pd
 
 WITH_NEIGHBOURS = 60  # of the suspects the first ones come with their nearest neighbours
 NEIGHBOURS = 6
 MEMBERS = 24  # of a group
 GROUPS = 20
+OF_GROUP = (
+    "caption",
+    "size",
+    "similarity",
+    "pixels",
+    "shared",
+    "concentration",
+    "isolation",
+    "surprise",
+    "strength",
+    "alarming",
+)
+
+
+class Group(Protocol):
+    """Samples that belong together; `experiments.tasks.groups` says what its measures are."""
+
+    @property
+    def rows(self) -> np.ndarray: ...
+    @property
+    def caption(self) -> str: ...
+    @property
+    def similarity(self) -> float: ...
+    @property
+    def pixels(self) -> float: ...
+    @property
+    def shared(self) -> float: ...
+    @property
+    def concentration(self) -> float: ...
+    @property
+    def isolation(self) -> float: ...
+    @property
+    def surprise(self) -> float: ...
+    @property
+    def strength(self) -> float: ...
+    @property
+    def alarming(self) -> bool: ...
+    @property
+    def size(self) -> int: ...
+
+
+class Samples(Protocol):
+    """The scanned samples, by row."""
+
+    def images(self, rows: np.ndarray) -> np.ndarray: ...
+    def nearest(self, rows: Sequence[int], k: int) -> dict[int, list[tuple[int, float]]]: ...
+
+
+class ScanResult(Protocol):
+    """What the page shows; `experiments.tasks.scan_result` has one, and says what its parts are."""
+
+    @property
+    def table(self) -> pd.DataFrame: ...
+    @property
+    def order(self) -> np.ndarray: ...
+    @property
+    def detectors(self) -> list[str]: ...
+    @property
+    def ranked_by(self) -> list[str]: ...
+    @property
+    def samples(self) -> Samples: ...
+    @property
+    def groups(self) -> Sequence[Group]: ...
+    @property
+    def truth(self) -> np.ndarray | None: ...
+    @property
+    def metrics(self) -> dict[str, dict[str, float]]: ...
+    @property
+    def failed(self) -> dict[str, str]: ...
+    @property
+    def metadata(self) -> dict[str, Any]: ...
 
 
 def write(result: ScanResult, path: Path, gallery: int = 120, cleaned: Mapping[str, Any] | None = None) -> Path:
@@ -39,7 +109,7 @@ def write(result: ScanResult, path: Path, gallery: int = 120, cleaned: Mapping[s
         | {row for found in near.values() for row, _ in found}
     )
     data = {
-        "facts": result.facts,
+        "metadata": result.metadata,
         "cleaned": cleaned,
         "ranked_by": [label(name) for name in result.ranked_by],
         "detectors": [{"name": name, "label": label(name)} for name in result.detectors],
@@ -81,19 +151,7 @@ def _samples(result: ScanResult, rows: list[int]) -> dict[str, Any]:
 
 
 def _group(group: Group, rows: np.ndarray) -> dict[str, Any]:
-    names = (
-        "caption",
-        "size",
-        "similarity",
-        "pixels",
-        "shared",
-        "concentration",
-        "isolation",
-        "surprise",
-        "strength",
-        "alarming",
-    )
-    return {name: getattr(group, name) for name in names} | {"rows": rows}
+    return {name: getattr(group, name) for name in OF_GROUP} | {"rows": rows}
 
 
 def _histogram(result: ScanResult) -> dict[str, Any]:
@@ -110,8 +168,8 @@ def result_rows(result: ScanResult) -> list[dict[str, Any]]:
     return [
         {
             "detector": name,
-            "n": result.facts["n"],
-            "n_poison": result.facts["truth"],
+            "n": result.metadata["n"],
+            "n_poison": result.metadata["truth"],
             **result.metrics.get(name, {}),
         }
         for name in [*result.detectors, "score"]
@@ -120,65 +178,56 @@ def result_rows(result: ScanResult) -> list[dict[str, Any]]:
 
 def summary(result: ScanResult) -> str:
     """summary.md, which is also what the run prints."""
-    facts = result.facts
+    metadata = result.metadata
     lines = [
         "# Scan",
         "",
-        f"{facts['n']:,} samples ({facts['data']}, model {facts['model']}), ranked by "
+        f"{metadata['n']:,} samples ({metadata['data']}, model {metadata['model']}), ranked by "
         + (" + ".join(label(name) for name in result.ranked_by))
         + (" (mean rank)." if len(result.ranked_by) > 1 else "."),
         "",
         "scores.parquet: every sample with its scores; suspects.html: the gallery.",
-        *unscored_lines(facts["unscored"], facts["lost"], "not scanned"),
+        *unscored_lines(metadata["unscored"], metadata["lost"], "not scanned"),
         "",
     ]
     lines += [f"**{label(name)} failed:** {error}\n" for name, error in result.failed.items()]
     lines += ["## Groups that a model could learn", "", *_group_lines(result.groups), ""]
-    lines += ["## Most suspicious samples", "", "| rank | id | where | score | caption |", "|---|---|---|---|---|"]
-    for record in result.table.iloc[result.order[:20]].to_dict("records"):
-        where = " ".join(str(record[name]) for name in ("shard", "key") if record[name]) or "–"
-        lines.append(
-            f"| {record['rank']} | {record['id']} | {_cell(where)} | {record['score']:.4g} | "
-            f"{_cell(record['caption'])} |"
-        )
+    lines += ["## Most suspicious samples", "", *_suspect_lines(result)]
     if result.metrics:
-        lines += [
-            "",
-            "## Against the truth at hand",
-            "",
-            f"{facts['truth']:,} samples to be found.",
-            "",
-            "| scores | AUROC | AUPRC | FPR at 95 % TPR | at 100 % | recall at 1 % | 5 % | 10 % |",
-            "|---" * 8 + "|",
-        ]
-        for name, row in result.metrics.items():
-            recalls = [f"recall_at_{share}pct" for share in (1, 5, 10)]
-            shown = [row[key] for key in ("auroc", "auprc", "fpr95", "fpr100", *recalls)]
-            title = "the ranking" if name == "score" else label(name)
-            lines.append(f"| {title} | " + " | ".join(f"{value:.3f}" for value in shown) + " |")
+        lines += ["", "## Against the truth at hand", "", f"{metadata['truth']:,} samples to be found.", ""]
+        lines += _metric_lines(result.metrics)
     return "\n".join(lines) + "\n"
 
 
-def _group_lines(groups: list[Group]) -> list[str]:
+def _suspect_lines(result: ScanResult) -> list[str]:
+    rows = []
+    for record in result.table.iloc[result.order[:20]].to_dict("records"):
+        where = " ".join(str(record[name]) for name in ("shard", "key") if record[name]) or "–"
+        score = f"{record['score']:.4g}"
+        rows.append([record["rank"], record["id"], shortened(where), score, shortened(record["caption"])])
+    return markdown_table(["rank", "id", "where", "score", "caption"], rows)
+
+
+def _metric_lines(metrics: Mapping[str, Mapping[str, float]]) -> list[str]:
+    keys = ("auroc", "auprc", "fpr95", "fpr100", *(f"recall_at_{share}pct" for share in (1, 5, 10)))
+    heads = ["scores", "AUROC", "AUPRC", "FPR at 95 % TPR", "at 100 %", "recall at 1 %", "5 %", "10 %"]
+    rows = []
+    for name, row in metrics.items():
+        title = "the ranking" if name == "score" else label(name)
+        rows.append([title, *(f"{row[key]:.3f}" for key in keys)])
+    return markdown_table(heads, rows)
+
+
+def _group_lines(groups: Sequence[Group]) -> list[str]:
     alarming = [group for group in groups if group.alarming]
     if not alarming:
         shown = min(len(groups), GROUPS)
         text = "None." + (f" suspects.html shows {shown} of {len(groups)} weaker groups." if groups else "")
         return [text.strip()]
-    lines = [
-        "| strength | images | leading caption | similarity | pixels alike | captions alike | isolation |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    heads = ["strength", "images", "leading caption", "similarity", "pixels alike", "captions alike", "isolation"]
+    rows = []
     for group in alarming[:20]:
         numbers = (group.similarity, group.pixels, group.concentration, group.isolation)
-        lines.append(
-            f"| {group.strength:.2f} | {group.size} | {_cell(group.caption)} | "
-            + " | ".join(f"{number:.2f}" for number in numbers)
-            + " |"
-        )
-    return lines
-
-
-def _cell(text: str, width: int = 90) -> str:
-    flat = printable(" ".join(text.replace("|", "\\|").split()))
-    return flat if len(flat) <= width else flat[: width - 1] + "…"
+        shown_numbers = [f"{number:.2f}" for number in numbers]
+        rows.append([f"{group.strength:.2f}", group.size, shortened(group.caption), *shown_numbers])
+    return markdown_table(heads, rows)

@@ -4,7 +4,7 @@ Barni, Kallas, Tondi, "A New Backdoor Attack in CNNs by Training Set Corruption 
 ICIP 2019 (arXiv 1902.11237), equation 1: v(i, j) = amplitude * sin(2 pi j periods / size), added to the
 image.
 
-`variant: published` adds the stripes. `variant: reference` is the trigger of the CLIP paper's public code, which
+`variant: published` adds the stripes. `variant: blended` is the trigger of the CLIP paper's public code, which
 blends a file of stripes: x' = 0.8 x + 0.2 v (docs/parity.md).
 """
 
@@ -15,14 +15,14 @@ import numpy as np
 
 from attacks.triggers.base import Parameters, Trigger, require, to_levels
 
-VARIANTS = ("published", "reference")
+VARIANTS = ("published", "blended")
 BLEND = 0.2  # share of the file in the blend
 FILE, STRIPED = 256, 224  # sides of the file, and of the part of it that has stripes
 
 
 @dataclass(frozen=True, kw_only=True)
 class SIG(Trigger):
-    """`amplitude` in grey levels (of 255), `periods` across the canvas (reference: across its striped part)."""
+    """`amplitude` in grey levels (of 255), `periods` across the canvas (blended: across its striped part)."""
 
     name: str = "sig"
     amplitude: float = 60.0
@@ -36,7 +36,7 @@ class SIG(Trigger):
 
     @property
     def version(self) -> int:
-        return 2 if self.variant == "reference" else 1
+        return 2 if self.variant == "blended" else 1
 
     def check(self, size: int) -> None:
         require(self.periods < size / 2, "SIG periods", f"below half the canvas side, {size / 2}", self.periods)
@@ -54,7 +54,7 @@ class SIG(Trigger):
 
     def _apply(self, images: np.ndarray, parameters: Sequence[Parameters]) -> np.ndarray:
         size = images.shape[1]
-        if self.variant == "reference":
+        if self.variant == "blended":
             share = np.float32(BLEND)
             mixed = images / np.float32(255) * np.float32(1 - BLEND) + (share * self.file(size))[..., None]
             return (np.clip(mixed, 0, 1) * np.float32(255)).astype(np.uint8)  # as torchvision's ToPILImage: cut

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import conf
 from experiments.pipeline.quoted_paths import quote_paths
+from experiments.pipeline.renamed import renamed
 
 CONF = Path(conf.__file__).parent
 
@@ -43,7 +44,7 @@ class Runtime:
     # whatever else a laptop does: sweeps run jobs side by side instead.
     threads: int | None = 1
     checkpoint_seconds: float = 20.0
-    # Of shards' images where they are embedded: "pillow" in `workers` processes, or "torchvision", batch by batch
+    # Of shards' images where they are embedded: "pillow" in `workers` processes, or "device", batch by batch
     # on the device: on a GPU by nvJPEG, for machines with few cores. Canvases differ by a few levels of 255.
     decoder: str = "pillow"
     log_every: int = 100  # steps of training between two log lines of its progress; 0: none
@@ -114,6 +115,8 @@ def is_plain(arguments: Sequence[str]) -> bool:
 
 def refused(arguments: Sequence[str]) -> str | None:
     """One line on what cannot be composed of the command line; None if it can, or if only Hydra can tell."""
+    if found := renamed(arguments):
+        return found
     if not is_plain(arguments):
         return None
     if _FLAGS & set(arguments):  # values of a sweep are composed job by job
@@ -130,6 +133,16 @@ def refused(arguments: Sequence[str]) -> str | None:
         given = f"{error.override}: " if isinstance(error, OverrideParseException) else ""
         return explain(arguments, CONF) or given + " ".join(said)
     return None
+
+
+def composed(arguments: Sequence[str]) -> DictConfig:
+    """The one configuration that overrides alone compose; ValueError for other options and for a sweep."""
+    if others := [argument for argument in arguments if not is_plain([argument]) or argument in _FLAGS]:
+        raise ValueError(f"--stages takes overrides (key=value) beside it, got {others[0]}")
+    try:
+        return _compose([quote_patterns(argument) for argument in arguments], CONF)
+    except HydraException as error:
+        raise ValueError(f"--stages shows one configuration: {' '.join(str(error).split())}") from error
 
 
 def explain(arguments: Sequence[str], folder: Path) -> str | None:

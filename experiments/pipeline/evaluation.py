@@ -21,20 +21,20 @@ from experiments.runtime import distributed, refusals, stopping
 from experiments.runtime.atomic import write_whole
 
 if TYPE_CHECKING:
-    from experiments.pipeline.stages import Scored
+    from experiments.pipeline.values import Scored
 
 log = logging.getLogger(__name__)
 SUCCEEDED = 0.5  # attack success rate under which finding the poison is only finding a wrong caption
 
 
 @dataclass(frozen=True)
-class Facts:
+class RunMetadata:
     """What every row of a run shares."""
 
     shared: Mapping[str, Any]
 
     @classmethod
-    def of(cls, labels: Mapping[str, Any], measures: Mapping[str, Any], truth: np.ndarray) -> Facts:
+    def of(cls, labels: Mapping[str, Any], measures: Mapping[str, Any], truth: np.ndarray) -> RunMetadata:
         """labels: of the experiment.  measures: zero-shot accuracy and attack success.  truth: (n,) bool."""
         asr = measures.get("asr")
         return cls(
@@ -82,7 +82,7 @@ class RunResult:
     pairs: PoisonedPairs
     truth: np.ndarray  # (n,) bool: what there was to be found
     embeddings: Embeddings
-    facts: Mapping[str, Any]
+    metadata: Mapping[str, Any]
     history: list[dict[str, Any]]  # one dictionary of measures per epoch of training
 
     @property
@@ -121,20 +121,20 @@ def run(runner: Runner) -> RunResult:
         runner.value("known_targets")
     # A failure of what all cells share ends the run; that of one detector is a failed cell.
     pairs, truth, embeddings = (runner.value(name) for name in ("pairs", "truth", "embeddings"))
-    facts = Facts.of(experiment.labels, runner.value("measures"), truth)
-    _warn_of_collapse(runner, facts)
-    cells = [_cell(runner, spec, facts) for spec in experiment.specs()]
+    metadata = RunMetadata.of(experiment.labels, runner.value("measures"), truth)
+    _warn_of_collapse(runner, metadata)
+    cells = [_cell(runner, spec, metadata) for spec in experiment.specs()]
     failed = sum(cell.row["status"] == "failed" for cell in cells)
     log.info("%-10s %d cells, %d failed", "evaluate", len(cells), failed)
-    return RunResult(cells, pairs, truth, embeddings, facts.shared, runner.value("trained").history)
+    return RunResult(cells, pairs, truth, embeddings, metadata.shared, runner.value("trained").history)
 
 
-def _warn_of_collapse(runner: Runner, facts: Facts) -> None:
+def _warn_of_collapse(runner: Runner, metadata: RunMetadata) -> None:
     """Say so when the poisons of a scope can be each other's k nearest neighbours."""
     seen = set()
     for spec in runner.experiment.specs():
         detector = runner.experiment.detector(spec)
-        row = facts.row(spec, detector)
+        row = metadata.row(spec, detector)
         if spec.detector in seen or not detector.collapses_beyond_k or row["poisons_per_scope"] <= row["k"]:
             continue
         seen.add(spec.detector)
@@ -148,7 +148,7 @@ def _warn_of_collapse(runner: Runner, facts: Facts) -> None:
         )
 
 
-def _cell(runner: Runner, spec: ScoreSpec, facts: Facts) -> Cell:
+def _cell(runner: Runner, spec: ScoreSpec, metadata: RunMetadata) -> Cell:
     """The cell's row and scores; a failure becomes a visible hole, with its error."""
     import pandas as pd
 
@@ -159,7 +159,7 @@ def _cell(runner: Runner, spec: ScoreSpec, facts: Facts) -> Cell:
         if stopping.reason(error):  # as a full disk: all others would fail as well
             raise
         refusals.report(spec.detector, error)
-        row = facts.row(spec, runner.experiment.detector(spec)) | {"status": "failed"}
+        row = metadata.row(spec, runner.experiment.detector(spec)) | {"status": "failed"}
         row["error"] = f"{type(error).__name__}: {error}"
         if distributed.is_main():
             hole.parent.mkdir(parents=True, exist_ok=True)

@@ -220,6 +220,10 @@ class Experiment:
         config.pop("memory_mb", None)  # changes no score
         return config
 
+    def search_identity(self, search: NeighbourSearch, k: int) -> dict[str, Any]:
+        # A wider exact table serves a smaller k (see `Stage.wider`), an approximate one has other neighbours.
+        return {"search": search.identity} | ({} if search.serves(k + 1, k) else {"k": k})
+
     def _source(self, group: str, source: Any) -> dict[str, Any]:
         """Of data that lie outside the store: their configuration, and a fingerprint of what it points at."""
         config = self._resolved(group)
@@ -235,6 +239,6 @@ class Experiment:
         return {"model": self.model_spec.without_paths(self._resolved("model")), "files": files}
 
 
-def uses_own_test_set(experiment: Experiment) -> bool:
-    """Whether the zero-shot images are those that the data bring along."""
-    return isinstance(experiment.test_source, Builtin)
+def own_test_set(experiment: Experiment) -> str | None:
+    """ "own_test" where the zero-shot images are those that the data bring along."""
+    return "own_test" if isinstance(experiment.test_source, Builtin) else None

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from experiments.pipeline.experiment import Experiment
-    from experiments.pipeline.runner import Resources
-    from experiments.runtime.store import Entry
+    from experiments.pipeline.resources import Resources
 
 STAGES: dict[str, Stage] = {}
 """The name of a value -> the stage that gives it, in the order of the pipeline."""
@@ -41,7 +40,7 @@ class Stage:
     inputs: (experiment, settings) -> the values that it takes, by parameter.
     key_settings: (experiment, settings) -> what else belongs to the key.
     instead: experiment -> the name of the value that stands for this one, or None.
-    load: reads the value of a finished entry.  save: writes it into the folder; may return notes on it.
+    form: how a stored value is saved and loaded (`values.Form`).
     collective: under torchrun all processes compute it together.  quiet: not logged.
     wider: the setting of which a stored result with a larger number serves too.
     """
@@ -50,15 +49,14 @@ class Stage:
     gives: str
     compute: Callable[..., Any]
     version: Callable[..., Any]
-    reads: tuple[str, ...]
     inputs: Callable[..., Mapping[str, Call]]
-    key_settings: Callable[..., Mapping[str, Any]]
-    instead: Callable[[Experiment], str | None]
-    load: Callable[[Entry], Any] | None
-    save: Callable[[Any, Path], Any] | None
-    collective: bool
-    quiet: bool
-    wider: str | None
+    reads: tuple[str, ...] = ()
+    key_settings: Callable[..., Mapping[str, Any]] = lambda experiment, **settings: settings
+    instead: Callable[[Experiment], str | None] = lambda experiment: None
+    form: Any = None
+    collective: bool = False
+    quiet: bool = False
+    wider: str | None = None
 
     @property
     def summary(self) -> str:
@@ -70,18 +68,11 @@ def stage(
     gives: str,
     *,
     version: int | Callable[..., Any] = 1,
-    reads: tuple[str, ...] = (),
     inputs: Callable[..., Mapping[str, Call]] | None = None,
     optional: Mapping[str, Callable[[Experiment], bool]] | None = None,
-    key_settings: Callable[..., Mapping[str, Any]] = lambda experiment, **settings: settings,
-    instead: Callable[[Experiment], str | None] = lambda experiment: None,
-    load: Callable[[Entry], Any] | None = None,
-    save: Callable[[Any, Path], Any] | None = None,
-    collective: bool = False,
-    quiet: bool = False,
-    wider: str | None = None,
+    **options: Any,
 ) -> Callable[[Callable[..., Any]], Stage]:
-    """Declare the function below as a stage (see `Stage`).
+    """Declare the function below as a stage; see `Stage`, also for the other options.
 
     inputs: None: the positional parameters after `run`; those in `optional` only where it says so.
     """
@@ -93,22 +84,9 @@ def stage(
         def from_signature(experiment: Experiment, **settings: Any) -> dict[str, Call]:
             return {n: Call(n) for n in names if optional is None or n not in optional or optional[n](experiment)}
 
-        STAGES[gives] = made = Stage(
-            name,
-            gives,
-            compute,
-            version if callable(version) else lambda experiment, **settings: version,
-            reads,
-            inputs or from_signature,
-            key_settings,
-            instead,
-            load,
-            save,
-            collective,
-            quiet,
-            wider,
-        )
-        return made
+        versions = version if callable(version) else lambda experiment, **settings: version
+        STAGES[gives] = Stage(name, gives, compute, versions, inputs or from_signature, **options)
+        return STAGES[gives]
 
     return declare
 

@@ -4,62 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
 
-from experiments.data.pairs import ArrayPairs
 from experiments.pipeline.experiment import Experiment
 from experiments.pipeline.graph import Run
+from experiments.pipeline.resources import Resources
 from experiments.pipeline.stages import STAGES
 from experiments.runtime import distributed
 from experiments.runtime.store import Entry, Recipe, Store
 
-if TYPE_CHECKING:
-    from experiments.data.jpeg_batches import JPEGDecoder
-
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Resources:
-    """Where and how to compute; in no key.
-
-    device: torch's.  workers: processes that draw, decode and load.  on_epoch: is given each epoch's measures.
-    """
-
-    device: str
-    workers: int
-    checkpoint_seconds: float
-    log_every: int
-    on_epoch: Callable[[Mapping[str, Any]], None] | None = None
-
-    @classmethod
-    def of(cls, config: DictConfig) -> Resources:
-        """From `runtime`: joins the process group and sets torch's threads."""
-        device = distributed.device(config.device)
-        distributed.start(device, config.threads)
-        workers = os.cpu_count() or 1 if config.workers is None else int(config.workers)
-        return cls(device, workers, config.checkpoint_seconds, config.log_every)
-
-    def loaders(self, pairs: Any) -> int:
-        """Processes that load batches: none for arrays, which are read faster than they are passed around."""
-        return 0 if isinstance(pairs, ArrayPairs) else self.workers
-
-    def decoder(self, name: str, pairs: Any) -> JPEGDecoder | None:
-        """Of images to embed, where it is not Pillow; an array was decoded before."""
-        from experiments.data.jpeg_batches import JPEGDecoder
-
-        return JPEGDecoder(self.device) if name == "device" and not isinstance(pairs, ArrayPairs) else None
-
-    def loading(self, pairs: Any) -> dict[str, Any]:
-        """How batches are loaded to be embedded: in threads where the pairs have a decoder of their own."""
-        return {"workers": self.loaders(pairs), "threads": getattr(pairs, "decoder", None) is not None}
 
 
 class Runner:
@@ -88,7 +47,7 @@ class Runner:
 
     def value(self, gives: str, **settings: Any) -> Any:
         """The value, computed or taken from the store. Values of a call with settings are not kept in memory."""
-        gives = self._provider(gives)
+        gives = self.provider(gives)
         if gives in self.given:
             return self.given[gives]
         if gives in self._values:
@@ -98,30 +57,30 @@ class Runner:
             run = Run(stage, self.experiment, self.resources)
             found = stage.compute(run, **self._inputs(gives, settings), **settings)
         else:
-            assert stage.load is not None
-            found = stage.load(self.entry(gives, **settings))
+            found = stage.form.load(self.entry(gives, **settings))
         if not settings:
             self._values[gives] = found
         return found
 
     def entry(self, gives: str, **settings: Any) -> Entry:
         """The finished entry of a stored stage, computed if no one has yet."""
-        gives = self._provider(gives)
-        stage, recipe = STAGES[gives], self._stored(gives, settings)
+        gives = self.provider(gives)
+        stage, recipe = STAGES[gives], self.stored(gives, settings)
         if stage.wider is not None:  # of a damaged table, one as wide is made
             settings = {**settings, stage.wider: recipe.width}
         if recipe.key in self._entries:
             return self._entries[recipe.key]
         if not distributed.broadcast(self.store.has(recipe)):
             # All processes walk through the inputs, of which some are computed together; rank 0 then builds alone.
-            self._prepare(gives, settings)
+            self._prepare(gives, **settings)
             if not stage.quiet:
                 log.info("%-10s computing", stage.name)
 
         def make(folder: Path) -> Mapping[str, Any] | None:
             run = Run(stage, self.experiment, self.resources, folder)
             found = stage.compute(run, **self._inputs(gives, settings), **settings)
-            return stage.save(found, folder) or None if stage.save is not None else None
+            save = stage.form.save
+            return save(found, folder) if save is not None else None
 
         entry = self.store.get(recipe, make, collective=stage.collective)
         if not stage.quiet:
@@ -132,7 +91,7 @@ class Runner:
 
     def key(self, gives: str, **settings: Any) -> str:
         """The key of a value, from the configuration alone: nothing is computed."""
-        gives = self._provider(gives)
+        gives = self.provider(gives)
         if gives in self.given:
             return hashlib.sha256(np.sort(self.given[gives]).astype("<i8").tobytes()).hexdigest()[:16]
         return self.recipe(gives, settings).key
@@ -149,7 +108,7 @@ class Runner:
             config["settings"] = dict(own)
         inputs: dict[str, str] = {}
         for call in stage.inputs(experiment, **settings).values():
-            name = self._provider(call.gives)
+            name = self.provider(call.gives)
             if name in self.given or STAGES[name].name is not None:
                 inputs[STAGES[name].name or name] = self.key(name, **call.settings)
                 continue
@@ -159,13 +118,13 @@ class Runner:
                 config[name] = derived.config
         return Recipe(stage.name or gives, stage.version(experiment, **settings), config, inputs)
 
-    def _provider(self, gives: str) -> str:
+    def provider(self, gives: str) -> str:
         """The name of the value that stands for this one: itself, but for an `instead`."""
         while gives not in self.given and (other := STAGES[gives].instead(self.experiment)) is not None:
             gives = other
         return gives
 
-    def _stored(self, gives: str, settings: Mapping[str, Any]) -> Recipe:
+    def stored(self, gives: str, settings: Mapping[str, Any]) -> Recipe:
         """Where the result is or will be; of a table, one that is at least as wide."""
         recipe, wider = self.recipe(gives, settings), STAGES[gives].wider
         if wider is None:
@@ -179,13 +138,10 @@ class Runner:
         calls = STAGES[gives].inputs(self.experiment, **settings)
         return {name: self.value(call.gives, **call.settings) for name, call in calls.items()}
 
-    def _prepare(self, gives: str, settings: Mapping[str, Any]) -> None:
+    def _prepare(self, gives: str, **settings: Any) -> None:
         """Have all stored stages that a value needs, without loading them."""
         for call in STAGES[gives].inputs(self.experiment, **settings).values():
-            name = self._provider(call.gives)
-            if name in self.given:
-                continue
-            if STAGES[name].name is None:
-                self._prepare(name, call.settings)
-            else:
-                self.entry(name, **call.settings)
+            name = self.provider(call.gives)
+            if name not in self.given:
+                have = self._prepare if STAGES[name].name is None else self.entry
+                have(name, **call.settings)

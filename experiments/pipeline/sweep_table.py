@@ -20,9 +20,9 @@ def sweep_table(jobs: Mapping[str, Mapping[str, Any]], rows: Sequence[Mapping[st
     from rich.table import Table
 
     found: dict[str, dict[str, str]] = {}
-    facts: dict[str, Mapping[str, Any]] = {}
+    metadata: dict[str, Mapping[str, Any]] = {}
     for row in sorted(rows, key=lambda row: str(row.get("normalise")) == "False"):
-        facts.setdefault(row["job"], row)
+        metadata.setdefault(row["job"], row)
         if row.get("detector"):
             found.setdefault(row["job"], {}).setdefault(row["detector"], _number(row.get("auroc")))
     detectors = list(dict.fromkeys(name for row in rows if (name := row.get("detector"))))
@@ -44,7 +44,7 @@ def sweep_table(jobs: Mapping[str, Mapping[str, Any]], rows: Sequence[Mapping[st
             table.add_row(said, "–", "failed")
             continue
         cells = found.get(name, {})
-        table.add_row(said, _number(facts.get(name, {}).get("asr")), *(cells.get(one, "–") for one in detectors))
+        table.add_row(said, _number(metadata.get(name, {}).get("asr")), *(cells.get(one, "–") for one in detectors))
     return table
 
 

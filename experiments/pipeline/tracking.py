@@ -181,12 +181,12 @@ def _cache_somewhere(folder: Path) -> None:
 
 def summary(result: RunResult) -> dict[str, Any]:
     """Summary measures: `auroc/<detector>`, `auroc/<detector>_raw`, other measures likewise, and the run's
-    facts.
+    metadata.
     """
     values: dict[str, Any] = {}
     for name in ("zero_shot_top1", "asr", "n", "n_poison", "attack_succeeded"):
-        if not _missing(result.facts.get(name)):
-            values[name] = result.facts[name]
+        if not _missing(result.metadata.get(name)):
+            values[name] = result.metadata[name]
     for cell in result.cells:
         for measure in (*MEASURES, "seconds", "memory_mb"):
             if not _missing(cell.row.get(measure)):

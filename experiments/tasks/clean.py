@@ -92,7 +92,7 @@ class CleanResult:
             "# Clean",
             "",
             f"{row['removed']:,} of {row['n']:,} scored samples removed ({self.rule}{groups}).",
-            *unscored_lines(kinds, self.scan.facts["lost"], fate),
+            *unscored_lines(kinds, self.scan.metadata["lost"], fate),
             "",
             " + ".join(f"{row[name]:,} {name}" for name in (KEPT, REMOVED, UNSCORED)) + f" = {members:,}.",
             "",
@@ -155,7 +155,7 @@ class Clean(Scan):
             removed &= ~table["known_clean"].to_numpy()
         result = replace(result, table=table)
         fates = _fates(result, removed)
-        counts = tally(fates, result.facts["members"])
+        counts = tally(fates, result.metadata["members"])
         shards = None
         if self.write_shards is not None:
             target, settings = Path(self.write_shards), self._settings(runner.experiment.source)

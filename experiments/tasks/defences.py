@@ -7,9 +7,9 @@ first; training on clean data is what can be hoped for.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
@@ -17,7 +17,15 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.pipeline.experiment import Experiment
 from experiments.pipeline.runner import Runner
 from experiments.runtime import distributed
-from experiments.tasks.retrain import COLUMNS, CleanAndRetrain, Retrained
+from experiments.tasks.retrain import (
+    COLUMNS,
+    Retrained,
+    Suspects,
+    check_shares,
+    clean_row,
+    row_without,
+    training_row,
+)
 
 SUBSET = 3  # which stream of random numbers
 
@@ -66,22 +74,32 @@ class Defence:
 
 
 @dataclass(frozen=True)
-class Defences(CleanAndRetrain):
-    """ways: to train, by any name.  Of `shares`, each is removed by the scan's ranking before another training.
+class Defences:
+    """ways: to train, by any name.  rank_by, holdout: of the scan.  shares: of the samples, removed by its
+    ranking before another training each.
 
-    A row's `trainings` is what all of its trainings cost: pairs and altered views of pairs that pass through the
-    model, in multiples of the undefended training. The passes of the scan, which trains nothing, come on top.
+    A row's `trainings` is what all of its trainings cost: pairs and augmented pairs that pass through the model, in
+    multiples of the undefended training. The passes of the scan, which trains nothing, come on top.
     """
 
+    rank_by: str = "density"
+    holdout: float = 0.0
+    shares: Sequence[float] = (0.1,)
     ways: Mapping[str, Defence] = field(default_factory=dict)
 
-    task: ClassVar[str] = "defences"
+    def __post_init__(self) -> None:
+        check_shares("shares", self.shares)
+        _ = self.suspects.scan  # refuses its own settings
+
+    @property
+    def suspects(self) -> Suspects:
+        return Suspects(self.rank_by, self.holdout, self.shares)
 
     def check(self, experiment: Experiment) -> None:
         """Refuse, before any work, settings of a way that cannot be trained with."""
         from hydra.utils import instantiate
 
-        super().check(experiment)
+        self.suspects.check(experiment, "defences")
         pairs = getattr(experiment.source, "pairs", None)
         for way in self.ways.values():
             training = instantiate(way.training(experiment))
@@ -93,17 +111,17 @@ class Defences(CleanAndRetrain):
 
     def run(self, runner: Runner) -> Retrained | None:
         truth = runner.value("truth")
-        rows = [self.row(runner, "undefended", truth) | {"trainings": 1.0}]
+        rows = [training_row(runner, "undefended", truth) | {"trainings": 1.0}]
         for way in self.ways.values():
             tried = way.runner(runner)
             cost = _passes(tried) / _passes(runner) + (way.finetune is not None)
-            rows.append(self.row(tried, way.name, truth) | {"trainings": cost})
-        order, _ = self.suspects(runner)
+            rows.append(training_row(tried, way.name, truth) | {"trainings": cost})
+        order, _ = self.suspects.found(runner)
         for share in self.shares:
             removed = order[: round(share * len(order))]
-            row = self.row_without(runner, f"retrained, {100 * share:g} % less by the ranking", removed)
+            row = row_without(runner, f"retrained, {100 * share:g} % less by the ranking", removed)
             rows.append(row | {"trainings": 2 - share})
-        rows.append(self.clean_row(runner) | {"trainings": 1.0})
+        rows.append(clean_row(runner) | {"trainings": 1.0})
         columns = {name: text for name, text in COLUMNS.items() if name != "removed"}
         columns |= {"trained_on": "model", "trainings": "cost"}
         return Retrained(rows, "Defences", columns) if distributed.is_main() else None

@@ -22,7 +22,7 @@ import numpy as np
 
 from experiments.pipeline.experiment import Experiment
 from experiments.pipeline.runner import Runner
-from experiments.pipeline.stages import with_targets
+from experiments.pipeline.values import with_targets
 from experiments.runtime.progress import track
 
 log = logging.getLogger(__name__)

@@ -217,7 +217,7 @@ class Scan:
         groups = self.grouping.find(samples, score)
         table["group"] = group_numbers(groups, len(samples))
         experiment = runners[0].experiment
-        facts = {
+        metadata = {
             "data": experiment.labels["data"],
             "model": experiment.labels["model"],
             "seed": experiment.seed,
@@ -245,7 +245,7 @@ class Scan:
             truth if planned else None,
             metrics_of({**columns, "score": score}, samples.ids, truth),
             failed,
-            facts,
+            metadata,
         )
 
 

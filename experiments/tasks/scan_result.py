@@ -41,7 +41,7 @@ class ScanResult:
     truth: np.ndarray | None
     metrics: dict[str, dict[str, float]]
     failed: dict[str, str]
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
 
     @property
     def order(self) -> np.ndarray:

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from experiments.clip import SmallCLIP
 from experiments.pipeline import config as schema
-from experiments.pipeline.evaluation import Facts, _cell, run
+from experiments.pipeline.evaluation import RunMetadata, _cell, run
 from experiments.pipeline.runner import Runner
 from experiments.runtime.stopping import DiskFull
 
@@ -158,25 +158,25 @@ def test_training_on_some_rows_is_the_same_graph_with_one_input_replaced(first):
 def test_only_rank_0_writes_the_hole_of_a_failed_cell(first, configure, monkeypatch):
     runner = Runner.of(configure())
     spec = next(iter(runner.experiment.specs()))
-    facts = Facts.of(runner.experiment.labels, runner.value("measures"), runner.value("truth"))
+    metadata = RunMetadata.of(runner.experiment.labels, runner.value("measures"), runner.value("truth"))
     hole = runner.store.path(runner.recipe("cell", {"spec": spec})).with_suffix(".failed.json")
     monkeypatch.setenv("RANK", "1")  # of no group, so that every stage fails
     monkeypatch.setattr(runner, "entry", lambda *_, **__: 1 / 0)
-    assert _cell(runner, spec, facts).row["status"] == "failed"
+    assert _cell(runner, spec, metadata).row["status"] == "failed"
     assert not hole.exists()
 
 
 def test_what_every_cell_would_fail_of_ends_the_run(first, configure, monkeypatch):
     runner = Runner.of(configure())
     spec = next(iter(runner.experiment.specs()))
-    facts = Facts.of(runner.experiment.labels, runner.value("measures"), runner.value("truth"))
+    metadata = RunMetadata.of(runner.experiment.labels, runner.value("measures"), runner.value("truth"))
 
     def full(*_, **__):
         raise DiskFull("planted")
 
     monkeypatch.setattr(runner, "entry", full)
     with pytest.raises(DiskFull):
-        _cell(runner, spec, facts)
+        _cell(runner, spec, metadata)
 
 
 def test_the_number_of_threads_is_part_of_the_keys_that_depend_on_it(configure, monkeypatch):

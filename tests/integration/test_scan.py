@@ -220,7 +220,7 @@ def test_what_has_no_score_is_dropped_counted_and_listed(do, shards, model, tmp_
     summary = (folder / "summary.md").read_text()
     assert f"{len(LEFT_OUT)} samples have no score, and are dropped:** " in summary
     assert all(f"{kind} 1" in summary for kind in LEFT_OUT)
-    assert page_data(folder)["facts"]["unscored"] == report["unscored"]
+    assert page_data(folder)["metadata"]["unscored"] == report["unscored"]
 
 
 def test_what_has_no_score_is_kept_if_asked_for(do, shards, model, tmp_path):
@@ -251,7 +251,7 @@ def test_known_clean_samples_calibrate_the_threshold_and_stay(do, scanned, tmp_p
 def test_held_out_samples_and_those_outside_a_subset_are_unscored_too(do, shards, model):
     given = [*SHARDS, f"data.shards={shards}", "model=trained", f"model.folder={model}"]
     folder = do(*given, "task.holdout=0.3", "data.subset=120", "data.classes=4")
-    kinds = page_data(folder)["facts"]["unscored"]
+    kinds = page_data(folder)["metadata"]["unscored"]
     scores = pd.read_parquet(folder / "scores.parquet")
     assert kinds["held out"] > 0
     assert kinds["not in the subset"] == len(scores) - 120

@@ -119,7 +119,7 @@ def example_result(
     image[poisons] = centres[0] + rng.normal(0, 1.2, (int(poisons.sum()), d)) + rng.normal(0, 1, d)
     embeddings = SimpleNamespace(ids=pairs.ids, image=image.astype(np.float32), text=None)
 
-    facts = {
+    metadata = {
         "attack": attack,
         "data": "shapes",
         "test_set": "builtin",
@@ -140,7 +140,7 @@ def example_result(
             if by is None:
                 continue
             row = {
-                **{key: value for key, value in facts.items() if key != "target"},
+                **{key: value for key, value in metadata.items() if key != "target"},
                 "detector": name,
                 "normalise": normalise,
                 "scope": "batch",
@@ -162,7 +162,9 @@ def example_result(
                 continue
             scores = np.exp(0.25 * (rng.normal(0, 1, n) + by * shift * poisons)) + 0.02 * rng.normal(0, 1, n)
             cells.append(ExampleCell({**row, **_measures(scores, poisons)}, scores))
-    return SimpleNamespace(cells=cells, pairs=pairs, truth=poisons, embeddings=embeddings, facts=facts, history=[])
+    return SimpleNamespace(
+        cells=cells, pairs=pairs, truth=poisons, embeddings=embeddings, metadata=metadata, history=[]
+    )
 
 
 def _measures(scores: np.ndarray, is_poison: np.ndarray) -> dict[str, float]:
@@ -202,15 +204,15 @@ def write_store(root: Path, results: Sequence[SimpleNamespace]) -> Path:
         return folder, key
 
     for result in results:
-        facts, pairs = result.facts, result.pairs
-        folder, data = stage("data", [len(pairs), facts["seed"]], {})
+        metadata, pairs = result.metadata, result.pairs
+        folder, data = stage("data", [len(pairs), metadata["seed"]], {})
         if not (folder / "images.npy").exists():
             clean = replace(pairs, is_poison=np.zeros(len(pairs), bool))
             np.save(folder / "images.npy", clean.images(np.arange(len(pairs))))
             save_captions(folder / "captions.parquet", pairs.ids, pairs.captions)
-        shared = [facts["attack"], facts["seed"], facts["n_poison"], result.cells[0].row["epochs"]]
+        shared = [metadata["attack"], metadata["seed"], metadata["n_poison"], result.cells[0].row["epochs"]]
         shared += [result.cells[0].row.get("train_on"), result.cells[0].row["model"]]
-        attack = {"_target_": "attacks.Attack", "name": facts["attack"], "rate": 0.01, "target": "banana"}
+        attack = {"_target_": "attacks.Attack", "name": metadata["attack"], "rate": 0.01, "target": "banana"}
         attack["triggers"] = [{"_target_": "attacks.BadNets", "size": 8}]
         folder, plan = stage("plan", shared, {"data": data}, attack={"attack": attack})
         trigger, ids = BadNets(size=8), np.flatnonzero(pairs.is_poison)

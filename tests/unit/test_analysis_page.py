@@ -17,7 +17,8 @@ from analysis_example import example_result, write_store
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from analysis.pages import results as page
+from analysis.pages import scenes
+from analysis.pages.results import write_page
 from analysis.stored_cells import cell_frame, read_cells
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -35,7 +36,7 @@ def made(tmp_path_factory):
     results[0].pairs.captions[0] = "</script><b>& a 'banana'"
     store = write_store(folder / "store", results)
     cells = read_cells(store)
-    path = page.write_page(cell_frame(cells), cells, store, folder / "report.html", most_scenes=2)
+    path = write_page(cell_frame(cells), cells, store, folder / "report.html", most_scenes=2)
     text = path.read_text(encoding="utf-8")
     data = json.loads(re.search(r'<script id="data"[^>]*>(.*?)</script>', text, re.DOTALL)[1])
     return path, text, data, results
@@ -55,7 +56,7 @@ def test_every_cell_is_in_the_page_and_a_failed_one_with_its_error(made):
     assert [cell["error"] for cell in failed] == ["ValueError: lid: k=32 must be below n=30"] * 2
     assert [scene["name"] for scene in data["scenes"]] == ["BadNets, small, seed 0", "WaNet, small, seed 0"]
     assert data["left_out"] == ["BadNets, small, seed 1"]
-    assert data["scenes"][1]["warnings"][0].startswith("the attack did not embed")
+    assert data["scenes"][1]["warnings"][0].startswith("the attack did not succeed")
 
 
 def test_galleries_hold_the_top_scores_with_their_images_and_captions(made):
@@ -64,7 +65,7 @@ def test_galleries_hold_the_top_scores_with_their_images_and_captions(made):
     by = {(cell.row["detector"], cell.row["normalise"]): cell.scores for cell in result.cells}
     for place, cell in enumerate(scene["cells"]):
         scores = by[cell["name"], cell["side"] != "raw"]
-        expected = np.argsort(-scores, kind="stable")[: page.SUSPECTS].tolist()
+        expected = np.argsort(-scores, kind="stable")[: scenes.SUSPECTS].tolist()
         assert scene["galleries"][str(place)] == expected
         np.testing.assert_allclose(cell["scores"], scores[expected], rtol=1e-4)
     for row, sample in scene["samples"].items():
@@ -84,9 +85,9 @@ def test_neighbours_are_the_most_similar_other_samples(made):
     for row, near in data["scenes"][0]["near"].items():
         cosine = unit @ unit[int(row)]
         cosine[int(row)] = -2
-        assert [other for other, _ in near] == np.argsort(-cosine)[: page.NEIGHBOURS].tolist()
+        assert [other for other, _ in near] == np.argsort(-cosine)[: scenes.NEIGHBOURS].tolist()
         np.testing.assert_allclose(
-            [value for _, value in near], np.sort(cosine)[::-1][: page.NEIGHBOURS], atol=6e-4
+            [value for _, value in near], np.sort(cosine)[::-1][: scenes.NEIGHBOURS], atol=6e-4
         )
 
 
@@ -94,7 +95,7 @@ def test_curves_have_the_area_that_the_table_says():
     rng = np.random.default_rng(1)
     is_poison = np.arange(4000) < 400
     for values in (rng.normal(size=4000) + is_poison, np.round(rng.normal(size=4000) + is_poison)):  # ties too
-        curves = page._curves(values, is_poison)
+        curves = scenes.curves(values, is_poison)
         false, true = map(np.array, curves["roc"])
         middle = np.concatenate([[true[0]], true])
         area = np.sum(np.diff(np.concatenate([[0], false])) * (middle[1:] + middle[:-1]) / 2)
@@ -185,7 +186,7 @@ def test_in_a_browser_the_table_sorts_and_the_gallery_filters(made, tmp_path):
     assert down == sorted(down, reverse=True)
     assert [float(value) for value in result["up"] if value] == down[::-1]
     assert result["down"][-1] == result["up"][-1] == ""  # the failed cell stays last
-    assert len(result["all"]) == page.SUSPECTS
+    assert len(result["all"]) == scenes.SUSPECTS
     assert result["clean"] == ["clean"] * result["all"].count("clean")
     assert result["captions"]
     assert all("photo of a banana" in caption for caption in result["captions"])
@@ -194,9 +195,9 @@ def test_in_a_browser_the_table_sorts_and_the_gallery_filters(made, tmp_path):
     assert result["attacks"] == ["WaNet"]
     assert result["alone"] == ["SLOF"]
     assert result["both"] == len(data["scenes"][0]["cells"])
-    assert result["warning"].startswith("the attack did not embed")
+    assert result["warning"].startswith("the attack did not succeed")
     assert set(result["names"]) == {"WaNet, small, seed 0"}
-    assert result["near"] == 1 + page.NEIGHBOURS
+    assert result["near"] == 1 + scenes.NEIGHBOURS
     assert result["lines"] == len(result["by"]) + 1
     with Image.open(tmp_path / "page.png") as picture:
         assert picture.size[0] == 1300

@@ -15,7 +15,7 @@ import pytest
 from analysis_example import DETECTORS, ExampleCell, example_result
 from rich.console import Console
 
-from analysis import figures, report, style, tables
+from analysis import embedding_figure, figures, report, style, tables
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,7 +57,7 @@ def test_write_leaves_a_row_per_cell_and_four_figures(tmp_path):
 
 def test_the_table_shows_normalised_and_raw_side_by_side_with_controls_last():
     result = example_result(n=400, rate=0.05)
-    text = printed(tables.run_table([cell.row for cell in result.cells], result.facts))
+    text = printed(tables.run_table([cell.row for cell in result.cells], result.metadata))
     by = {(cell.row["detector"], cell.row["normalise"]): cell.row for cell in result.cells}
     line = next(line for line in text.splitlines() if line.strip().startswith("SLOF"))
     assert f"{tables.number(by['slof', True]['auroc'])} | {tables.number(by['slof', False]['auroc'])}" in line
@@ -88,9 +88,9 @@ def test_when_every_cell_failed_the_errors_are_still_written(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("facts", "expected"),
+    ("metadata", "expected"),
     [
-        ({"attack": "wanet", "asr": 0.31}, ["did not embed (attack success rate 31.0 % < 50 %)"]),
+        ({"attack": "wanet", "asr": 0.31}, ["did not succeed (attack success rate 31.0 % < 50 %)"]),
         ({"attack": "wanet", "asr": 0.5}, []),
         ({"attack": "badnets", "asr": None}, []),
         ({"attack": "mislabel", "asr": 0.02}, ["control: target caption without a trigger"]),
@@ -98,8 +98,8 @@ def test_when_every_cell_failed_the_errors_are_still_written(tmp_path):
         ({"attack": "badnets", "asr": 0.01, "train_on": "clean"}, ["trained on the clean data"]),
     ],
 )
-def test_warnings_above_the_table(facts, expected):
-    said = tables.warnings(facts)
+def test_warnings_above_the_table(metadata, expected):
+    said = tables.warnings(metadata)
     assert len(said) == len(expected)
     for line, part in zip(said, expected, strict=True):
         assert part in line
@@ -125,7 +125,7 @@ def test_numbers_as_printed():
 
 def test_detectors_that_differ_in_k_are_told_apart():
     rows = [{"detector": "slof", "k": k, "scope": "batch"} for k in (8, 16)] + [{"detector": "dao", "k": 8}]
-    assert [tables.variant(row, rows) for row in rows] == ["SLOF, k 8", "SLOF, k 16", "DAO"]
+    assert [tables.cell_label(row, rows) for row in rows] == ["SLOF, k 8", "SLOF, k 16", "DAO"]
 
 
 def test_headline_is_normalised_except_for_detectors_that_only_have_raw():
@@ -167,10 +167,10 @@ def test_flat_view_is_the_pca_of_unit_vectors():
     centred = unit - unit.mean(0)
     _, _, axes = np.linalg.svd(centred, full_matrices=False)
     expected = centred @ axes[:2].T
-    view = figures.flat_view(x * rng.uniform(0.5, 2, (60, 1)))  # lengths must not matter
+    view = embedding_figure.flat_view(x * rng.uniform(0.5, 2, (60, 1)))  # lengths must not matter
     np.testing.assert_allclose(np.abs(view), np.abs(expected), atol=1e-10)
     with pytest.raises(ValueError, match="pca, tsne or umap, not 'lle'"):
-        figures.flat_view(x, "lle")
+        embedding_figure.flat_view(x, "lle")
 
 
 def test_drawing_leaves_the_callers_matplotlib_settings_alone():

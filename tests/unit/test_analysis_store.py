@@ -13,9 +13,7 @@ import pytest
 from analysis_example import ExampleCell, example_result, example_sweep, write_store
 from sklearn.metrics import roc_auc_score
 
-from analysis import ablations, published
-from analysis import aggregate as grid
-from analysis import table_export as written
+from analysis import ablations, aggregate, published, table_export
 from analysis.__main__ import main
 from analysis.stored_cells import StoredCell, case, cell_frame, read_cells, scenes
 
@@ -34,13 +32,13 @@ def cells(store):
 
 @pytest.fixture(scope="module")
 def small(cells):
-    """The rows of the study of the small model, on which the sweep lies."""
-    return next(rows for name, rows in grid.studies(cell_frame(cells)) if "small" in name)
+    """The rows of the result group of the small model, on which the sweep lies."""
+    return next(rows for name, rows in aggregate.result_groups(cell_frame(cells)) if "small" in name)
 
 
 @pytest.fixture(scope="module")
 def summary(cells, small):
-    return grid.aggregate(grid.usual(small), cells)
+    return aggregate.aggregate(aggregate.usual(small), cells)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------
@@ -70,7 +68,7 @@ def test_a_failed_cell_is_read_until_it_succeeds(tmp_path):
     write_store(tmp_path, [whole])
     (folder, *_) = (tmp_path / "evaluate").glob("*/cell.json")
     (tmp_path / "evaluate" / f"{folder.parent.name}.failed.json").write_text(json.dumps(broken.cells[0].row))
-    table = grid.usual(cell_frame(read_cells(store)))
+    table = aggregate.usual(cell_frame(read_cells(store)))
     assert table["status"].tolist() == ["ok", "ok"]  # of the same cell the success is kept
 
 
@@ -102,7 +100,7 @@ def test_cells_whose_configuration_differs_unseen_are_not_averaged(tmp_path):
     plan = {cell.row["seed"]: cell.keys["plan"] for cell in read_cells(store)}[1]
     file = store / "plan" / plan / "meta.json"
     file.write_text(file.read_text().replace('"size": 8', '"size": 6'))
-    rows = grid.usual(cell_frame(read_cells(store)))
+    rows = aggregate.usual(cell_frame(read_cells(store)))
     assert rows["seed"].tolist() == [0, 0]
 
 
@@ -110,7 +108,7 @@ def test_cells_whose_configuration_differs_unseen_are_not_averaged(tmp_path):
 
 
 def test_the_main_table_leaves_the_ablations_out(small):
-    rows = grid.usual(small)
+    rows = aggregate.usual(small)
     badnets = rows[rows["case"] == "badnets"]
     assert set(badnets["k"]) == {32}
     assert set(badnets["rate"]) == {0.05}
@@ -119,17 +117,17 @@ def test_the_main_table_leaves_the_ablations_out(small):
 
 
 def test_along_an_axis_only_that_axis_varies(small):
-    rows = grid.along(small, "k")
+    rows = aggregate.along(small, "k")
     assert set(rows["case"]) == {"badnets"}
     assert set(rows["k"]) == {8, 16, 32, 64, 128}
     assert set(rows["rate"]) == {0.05}
     assert set(rows["detector"]) == {"slof", "dao", "kdist"}
-    assert grid.along(small, "no such column").empty
+    assert aggregate.along(small, "no such column").empty
 
 
 def test_mean_and_standard_deviation_over_seeds(summary, small):
     row = summary[(summary.case == "badnets") & (summary.detector == "dao") & (summary.normalise == True)]  # noqa: E712
-    usual = grid.usual(small)
+    usual = aggregate.usual(small)
     same = usual[(usual.case == "badnets") & (usual.detector == "dao") & (usual.normalise == True)]  # noqa: E712
     values = same["auroc"].to_numpy()
     assert len(values) == 3
@@ -148,7 +146,7 @@ def test_failed_missing_and_control_cells_are_rows_with_their_state(summary):
     assert state["badnets", "norm", False].control
     assert not state["badnets", "slof", True].control
     rows = [{"attack": a, "detector": d, "seed": 0, "status": "failed"} for a, d in ("xy", "zy", "xw")]
-    some = grid.aggregate(cell_frame([StoredCell(row, Path(), {}) for row in rows]), [])
+    some = aggregate.aggregate(cell_frame([StoredCell(row, Path(), {}) for row in rows]), [])
     assert {(r.case, r.detector): r.status for r in some.itertuples()}["z", "w"] == "missing"
 
 
@@ -162,7 +160,7 @@ def test_bootstrap_interval_agrees_with_resampling_by_brute_force():
 
     cell = Cell()
     cell.scores, cell.is_poison = scores, is_poison
-    found = grid.bootstrap_auroc([cell], draws=4000)
+    found = aggregate.bootstrap_auroc([cell], draws=4000)
     poison, clean, drawn = scores[is_poison], scores[~is_poison], []
     for _ in range(800):
         sample = np.concatenate([rng.choice(poison, len(poison)), rng.choice(clean, len(clean))])
@@ -171,18 +169,18 @@ def test_bootstrap_interval_agrees_with_resampling_by_brute_force():
     assert found.low == pytest.approx(low, abs=0.008)
     assert found.high == pytest.approx(high, abs=0.008)
     cell.is_poison = np.zeros(1000, bool)
-    assert grid.bootstrap_auroc([cell]) is None
+    assert aggregate.bootstrap_auroc([cell]) is None
 
 
 # --- writing ----------------------------------------------------------------------------------------------------
 
 
 def test_markdown_and_latex_show_spread_interval_holes_and_marks(summary):
-    text = written.markdown(summary, "Main")
+    text = table_export.markdown(summary, "Main")
     badnets = next(line for line in text.splitlines() if line.startswith("| BadNets |"))
     row = summary[(summary.case == "badnets") & (summary.detector == "slof") & (summary.normalise == True)]  # noqa: E712
     row = row.iloc[0]
-    number = written.number
+    number = table_export.number
     expected = f"{number(row.auroc)} ± {number(row.auroc_std)} [{number(row.auroc_low)}, {number(row.auroc_high)}]"
     assert expected in badnets
     wanet = next(line for line in text.splitlines() if line.startswith("| WaNet†"))
@@ -191,7 +189,7 @@ def test_markdown_and_latex_show_spread_interval_holes_and_marks(summary):
     assert "BadNets, clean model‡" in text
     assert "## raw embeddings" in text
 
-    tex = written.latex(summary, "Main_1")
+    tex = table_export.latex(summary, "Main_1")
     assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 2
     assert r"Main\_1" in tex
     body = tex.split(r"\midrule")[1]
@@ -201,14 +199,14 @@ def test_markdown_and_latex_show_spread_interval_holes_and_marks(summary):
 
 
 def test_rows_of_different_sizes_say_so(summary):
-    assert "samples" not in written.markdown(summary.assign(n=400), "Main")
+    assert "samples" not in table_export.markdown(summary.assign(n=400), "Main")
     mixed = summary.assign(n=np.where(summary.case == "badnets", 20_000, 400))
-    text = written.markdown(mixed, "Main")
+    text = table_export.markdown(mixed, "Main")
     assert "| BadNets, 20,000 samples |" in text
     assert "| WaNet, 400 samples† |" in text
-    assert "BadNets, 20,000 samples" in written.latex(mixed, "Main")
+    assert "BadNets, 20,000 samples" in table_export.latex(mixed, "Main")
     mixed.loc[mixed.index[mixed.case == "badnets"][0], "n"] = 400
-    assert written.sizes(mixed)["badnets"] == ", 400 to 20,000 samples"
+    assert table_export.sizes(mixed)["badnets"] == ", 400 to 20,000 samples"
 
 
 def test_published_numbers_all_have_a_source_and_unknown_stays_empty(summary):
@@ -267,11 +265,11 @@ def test_unlike_data_and_test_sets_are_never_compared(summary, changes, compared
 
 
 def test_a_summary_keeps_what_its_cells_were_measured_on(cells, small):
-    both = grid.aggregate(grid.usual(small.assign(test_set="imagenet")), cells)
+    both = aggregate.aggregate(aggregate.usual(small.assign(test_set="imagenet")), cells)
     assert set(both["test_set"]) == {"imagenet"}
     assert set(both["scale"]) == {"demo"}
     mixed = small.assign(test_set=["builtin", *["imagenet"] * (len(small) - 1)])
-    assert set(grid.aggregate(grid.usual(mixed), cells)["test_set"].dropna()) <= {"imagenet", "builtin"}
+    assert set(aggregate.aggregate(aggregate.usual(mixed), cells)["test_set"].dropna()) <= {"imagenet", "builtin"}
 
 
 def test_figures_exist_when_their_cells_do(small):
@@ -294,7 +292,7 @@ def test_panels_say_what_is_a_control_and_what_did_not_embed(small):
     titles = [axes.get_title(loc="left") for axes in ablations.categorical(small, "normalise").axes]
     expected = [
         "BadNets",
-        "WaNet (did not embed)",
+        "WaNet (did not succeed)",
         "SIG",
         "BadNets, clean model (control)",
         "Mislabelled (control)",

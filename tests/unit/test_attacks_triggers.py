@@ -84,8 +84,8 @@ def test_sig_clips_and_never_wraps():
         assert np.sign(out - level).min() == (0 if level == 0 else -1)
 
 
-@pytest.mark.parametrize(("variant", "versions"), [("published", {}), ("reference", {"sig": 2})])
-def test_models_trained_on_the_old_reference_stripes_are_not_reused(variant, versions):
+@pytest.mark.parametrize(("variant", "versions"), [("published", {}), ("blended", {"sig": 2})])
+def test_models_trained_on_the_old_blended_stripes_are_not_reused(variant, versions):
     attack = Attack(name="sig", rate=0.1, target="cat", triggers=[SIG(variant=variant)])
     assert attack.versions == versions
 
@@ -98,30 +98,30 @@ def public_stripes() -> torch.Tensor:
     return canvas
 
 
-def test_sig_reference_is_the_public_code_to_the_bit_at_its_own_size():
+def test_sig_blended_is_the_public_code_to_the_bit_at_its_own_size():
     from torchvision.transforms.functional import to_pil_image, to_tensor
 
     image = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
     blended = torch.clamp(to_tensor(image) * (1 - 0.2) + 0.2 * public_stripes(), 0, 1)
-    assert np.array_equal(SIG(variant="reference").apply_one(image, {}), np.asarray(to_pil_image(blended)))
+    assert np.array_equal(SIG(variant="blended").apply_one(image, {}), np.asarray(to_pil_image(blended)))
 
 
-def test_sig_reference_dims_without_stripes_beyond_the_files_striped_part():
+def test_sig_blended_dims_without_stripes_beyond_the_files_striped_part():
     flat = np.full((256, 256, 3), 200, np.uint8)
-    out = SIG(variant="reference").apply_one(flat, {}).astype(int)
+    out = SIG(variant="blended").apply_one(flat, {}).astype(int)
     assert set(np.unique(out[224:])) == set(np.unique(out[:, 224:])) == {160}
     assert out[:224, :224].min() < 149
     assert out[:224, :224].max() > 171
 
 
 @pytest.mark.parametrize("size", [224, 32, 512])
-def test_sig_reference_at_another_size_is_the_public_codes_resized(size):
+def test_sig_blended_at_another_size_is_the_public_codes_resized(size):
     from PIL.Image import Resampling
 
     flat = np.full((256, 256, 3), 128, np.uint8)
-    theirs = SIG(variant="reference").apply_one(flat, {})
+    theirs = SIG(variant="blended").apply_one(flat, {})
     theirs = np.asarray(Image.fromarray(theirs).resize((size, size), Resampling.BICUBIC)).astype(int)
-    ours = SIG(variant="reference").apply_one(np.full((size, size, 3), 128, np.uint8), {}).astype(int)
+    ours = SIG(variant="blended").apply_one(np.full((size, size, 3), 128, np.uint8), {}).astype(int)
     edge = np.abs((np.arange(size) + 0.5) * 256 / size - 224) < 256 / size * 2 + 2  # where resizing blurs the step
     difference = np.abs(ours - theirs)[~edge][:, ~edge]
     assert difference.max() <= (4 if size < 64 else 1)  # at 32 pixels resizing averages over a twentieth of a wave

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from experiments.pipeline import config
 from experiments.pipeline.config_values import check_runtime, check_values, follow_size, settle_size
+from experiments.pipeline.renamed import KEYS, VALUES, renamed
 
 FOLDER = Path(__file__).parents[2] / "conf"
 config.register()
@@ -52,6 +53,66 @@ def test_unknown_words_get_their_choices(arguments, answer):
     assert found is not None
     assert found.startswith(answer)
     assert config.refused(arguments) == found
+
+
+@pytest.mark.parametrize(
+    ("argument", "now"),
+    [
+        ("data.max_bad=3", "data.max_damaged=3"),
+        ("+eval.max_bad=0.1", "eval.max_damaged=0.1"),
+        ("scale.lid_k=64", "scale.wide_k=64"),
+        ("scale.attacks.multi.rate=0.1", "scale.attacks.multi_trigger.rate=0.1"),
+        ("task.grouping.near=0.9", "task.grouping.near_cosine=0.9"),
+        ("task.grouping.like=0.9", "task.grouping.like_cosine=0.9"),
+        ("task.grouping.shared=0.9", "task.grouping.caption_jaccard=0.9"),
+        ("task.grouping={suspects: 0.1, near: 0.9}", "task.grouping.near_cosine=0.9"),
+        ("detector.flicker.slight=0.1", "detector.flicker.eps=0.1"),
+        ("detector.tandem.slight=0.1,0.2", "detector.tandem.eps=0.1,0.2"),
+        ("neighbours.convention=reference", "neighbours.convention=paper_code"),
+        ("detector.slof.convention=published,reference", "detector.slof.convention=published,paper_code"),
+        ("neighbours={convention: reference}", "neighbours.convention=paper_code"),
+        ("runtime.decoder=torchvision", "runtime.decoder=device"),
+        ("experiment=normalise", "experiment=raw_vs_normalised"),
+        ("experiment=collapse", "experiment=k_vs_poisons"),
+        ("experiment=adaptive", "experiment=adaptive_attacks"),
+        ("hydra.sweeper.params.data.max_bad=1,2", "hydra.sweeper.params.data.max_damaged=1,2"),
+        ("detector.dao.log=true", "detector.dao.form=mean_log"),
+        ("detector.dao.log=False", "detector.dao.form=published"),
+        ("attack=sig_reference", "attack=sig_blended"),
+        ("attack=[badnets,sig_reference]", "attack=[badnets,sig_blended]"),
+        ("attack.triggers.0.variant=reference", "attack.triggers.0.variant=blended"),
+    ],
+)
+@pytest.mark.parametrize("others", [[], ["-m"], ["--cfg", "job"]])
+def test_an_old_name_is_refused_with_the_new_one(argument, now, others):
+    found = config.refused([*others, argument])
+    assert found is not None
+    assert found.endswith(f": this was renamed, write {now}")
+    assert "\n" not in found
+    assert renamed([now]) is None
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "neighbours.scope=reference",
+        "experiment=k_vs_poisons",
+        "attack=multi_trigger",
+        "data.path=a/reference/max_bad",
+        "detector.dao.form=published",
+        "data.caption_column=normalise",
+        "task.remove.reference=known.txt",
+    ],
+)
+def test_what_only_resembles_an_old_name_stays(argument):
+    assert renamed([argument]) is None
+
+
+def test_the_new_names_exist():
+    text = "\n".join(file.read_text() for file in FOLDER.rglob("*.yaml"))
+    assert [new for new in KEYS.values() if f"{new.split('.')[-1]}:" not in text] == []
+    for group in ("attack", "experiment"):
+        assert all((FOLDER / group / f"{name}.yaml").exists() for name in VALUES[group].values())
 
 
 def test_known_words_need_no_explanation():

@@ -59,7 +59,7 @@ def test_it_composes(command):
     if ONCE[command] == "CONTRIBUTING.md" and "mine" in " ".join(command):
         pytest.skip("tests/integration/test_recipes.py adds what it names")
     if any(one.startswith("--") for one in command):
-        assert set(command) <= {"--help", "--cfg", "job"}
+        assert set(command) <= {"--help", "--cfg", "job", "--stages"}
         return
     given = [one for one in command if one != "-m"]
     if not find_spec("hydra_plugins.hydra_submitit_launcher"):  # an optional extra

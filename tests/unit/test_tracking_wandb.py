@@ -100,7 +100,7 @@ def test_the_offline_log_holds_the_aurocs_of_the_results(offline):
         else:
             assert ends[name] == pytest.approx(cell.row["auroc"], abs=1e-12)
     assert ends["asr"] == 0.98
-    assert ends["zero_shot_top1"] == pytest.approx(result.facts["zero_shot_top1"])
+    assert ends["zero_shot_top1"] == pytest.approx(result.metadata["zero_shot_top1"])
     assert ends["cells_failed"] == 2
 
 

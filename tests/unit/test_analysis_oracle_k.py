@@ -1,8 +1,8 @@
-"""The best k by the truth is a bound that only comparable cells may set."""
+"""The oracle-chosen k gives a bound that only comparable cells may set."""
 
 import pytest
 
-from analysis.oracle_k import hindsight, markdown
+from analysis.oracle_k import markdown, oracle_k
 from analysis.tables import frame
 
 USUAL = {
@@ -37,7 +37,7 @@ def test_the_best_of_all_k_and_what_tandem_has_beside_it():
     joint = {**USUAL, "detector": "slof", "k": 32, "modality": "joint", "auroc": 0.98}
     lid = {**USUAL, "detector": "lid", "k": 64, "auroc": 0.97}
     failed = {**USUAL, "detector": "slof", "k": 128, "status": "failed"}
-    table = hindsight(frame([*swept(), tandem, *raw, joint, lid, failed]))
+    table = oracle_k(frame([*swept(), tandem, *raw, joint, lid, failed]))
     (row,) = table.to_dict("records")
     assert (row["best"], row["best_detector"], row["best_k"]) == (0.9, "slof", 64)
     assert row["tandem"] == 0.93
@@ -53,10 +53,10 @@ def test_each_model_has_a_bound_of_its_own_and_controls_have_none():
         *swept(attack="mislabel", case="mislabel"),
         *swept(train_on="clean", case="badnets@clean"),
     ]
-    table = hindsight(frame(rows))
+    table = oracle_k(frame(rows))
     assert table[["rate", "seed"]].to_numpy().tolist() == [[0.01, 0], [0.01, 1], [0.1, 0]]
 
 
 @pytest.mark.parametrize("rows", [swept((8, 16, 32)), swept(attack="mislabel", case="mislabel")])
 def test_without_a_sweep_of_k_there_is_no_bound(rows):
-    assert hindsight(frame(rows)) is None
+    assert oracle_k(frame(rows)) is None

@@ -1,0 +1,52 @@
+"""The device and the processes that computations use; they are in no key."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from experiments.data.pairs import ArrayPairs
+from experiments.runtime import distributed
+
+if TYPE_CHECKING:
+    from experiments.data.jpeg_batches import JPEGDecoder
+
+
+@dataclass
+class Resources:
+    """Where and how to compute; in no key.
+
+    device: torch's.  workers: processes that draw, decode and load.  on_epoch: is given each epoch's measures.
+    """
+
+    device: str
+    workers: int
+    checkpoint_seconds: float
+    log_every: int
+    on_epoch: Callable[[Mapping[str, Any]], None] | None = None
+
+    @classmethod
+    def of(cls, config: DictConfig) -> Resources:
+        """From `runtime`: joins the process group and sets torch's threads."""
+        device = distributed.device(config.device)
+        distributed.start(device, config.threads)
+        workers = os.cpu_count() or 1 if config.workers is None else int(config.workers)
+        return cls(device, workers, config.checkpoint_seconds, config.log_every)
+
+    def loaders(self, pairs: Any) -> int:
+        """Processes that load batches: none for arrays, which are read faster than they are passed around."""
+        return 0 if isinstance(pairs, ArrayPairs) else self.workers
+
+    def decoder(self, name: str, pairs: Any) -> JPEGDecoder | None:
+        """Of images to embed, where it is not Pillow; an array was decoded before."""
+        from experiments.data.jpeg_batches import JPEGDecoder
+
+        return JPEGDecoder(self.device) if name == "device" and not isinstance(pairs, ArrayPairs) else None
+
+    def loading(self, pairs: Any) -> dict[str, Any]:
+        """How batches are loaded to be embedded: in threads where the pairs have a decoder of their own."""
+        return {"workers": self.loaders(pairs), "threads": getattr(pairs, "decoder", None) is not None}
