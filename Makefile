@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test test-slurm check bench paper sweeps verify clean-store clean
+.PHONY: help photos-data demo test test-slurm check bench paper sweeps verify clean-store clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -13,6 +13,9 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e '.[dev]'
 	@touch $(READY)
+
+photos-data: $(READY)  ## fetch CIFAR-10 and Tiny-ImageNet; PHOTOS_FROM=<folder> unpacks archives that are there
+	$(BIN)/python -m experiments.data.photos $(PHOTOS_FROM:%=--from %)
 
 demo: $(READY)  ## poison, train CLIP, detect, report (minutes on 2 cores)
 	$(BIN)/python run.py

@@ -6,6 +6,8 @@ from .cleanlab import Cleanlab as Cleanlab
 from .clip_score import CLIPScore as CLIPScore
 from .cognitive_distillation import CognitiveDistillation as CognitiveDistillation
 from .dao import DAO as DAO
+from .drift import Drift as Drift
+from .drift_density import DriftDensity as DriftDensity
 from .embeddings import DetectorInputs as DetectorInputs
 from .embeddings import Embeddings as Embeddings
 from .flicker import Flicker as Flicker

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -74,6 +74,7 @@ class DetectorInputs:
     losses: (n, epochs) contrastive loss of each sample in each training epoch.
     images: row positions (b,) -> float tensor (b, 3, H, W) in [0, 1].
     views: (n, views) cosine of each augmented image (`detect.views.VIEWS`) with the sample's caption.
+    drift: (n, views) 1 - cosine of the image with each of its gentle views (`detect.views.DRIFT`).
     """
 
     embeddings: Embeddings
@@ -82,6 +83,7 @@ class DetectorInputs:
     encoder: Encoder | None = None
     images: Callable[[np.ndarray], Tensor] | None = None
     views: np.ndarray | None = None
+    drift: np.ndarray | None = None
 
     @classmethod
     def of(cls, x: Any) -> DetectorInputs:
@@ -104,38 +106,6 @@ def unit(x: np.ndarray) -> np.ndarray:
         length = np.linalg.norm(rows, axis=1, keepdims=True)
         whole[hard] = rows / np.where(length > 0, length, 1)
     return whole
-
-
-def most_similar(
-    queries: np.ndarray, blocks: Iterable[tuple[int, np.ndarray]], k: int, hidden: Sequence[np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """The k rows whose product with each query (m, d) is largest, best first, of equals the first.
-
-    blocks: all rows, (first row, (b, d)) at a time and in order.  hidden: for each query the rows to leave out.
-    Returns rows and products, both (m, k), or narrower where there are fewer rows; a hidden row stands there only
-    for want of others, with a product of minus infinity.
-    """
-    best, where = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-    for begin, block in blocks:
-        products = queries @ block.T
-        for own, rows in zip(products, hidden, strict=True):
-            own[rows[(rows >= begin) & (rows < begin + len(block))] - begin] = -np.inf
-        columns = np.broadcast_to(np.arange(begin, begin + len(block)), products.shape)
-        best, where = np.concatenate([best, products], axis=1), np.concatenate([where, columns], axis=1)
-        kept = _largest(best, k)
-        best, where = np.take_along_axis(best, kept, 1), np.take_along_axis(where, kept, 1)
-    order = np.argsort(-best, axis=1, kind="stable")
-    return np.take_along_axis(where, order, 1), np.take_along_axis(best, order, 1)
-
-
-def _largest(values: np.ndarray, k: int) -> np.ndarray:
-    """(m, n) -> (m, min(k, n)) columns of each row's largest, of equals the first, in ascending order."""
-    if values.shape[1] <= k:
-        return np.broadcast_to(np.arange(values.shape[1]), values.shape)
-    least = np.partition(values, -k, axis=1)[:, [-k]]
-    above, equal = values > least, values == least
-    room = k - above.sum(axis=1, keepdims=True)
-    return (above | (equal & (equal.cumsum(axis=1) <= room))).nonzero()[1].reshape(len(values), k)
 
 
 def _require_finite(name: str, part: np.ndarray) -> None:

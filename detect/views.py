@@ -32,6 +32,19 @@ def zoomed(x: Tensor) -> Tensor:
     return functional.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
 
 
+def turned(x: Tensor) -> Tensor:
+    """By 15 degrees about the middle, edges mirrored."""
+    import math
+
+    import torch
+    from torch.nn import functional
+
+    c, s = math.cos(math.radians(15)), math.sin(math.radians(15))
+    turn = torch.tensor([[c, -s, 0], [s, c, 0]], device=x.device, dtype=x.dtype)
+    grid = functional.affine_grid(turn.expand(len(x), 2, 3), list(x.shape), align_corners=False)
+    return functional.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+
+
 def smoothed(x: Tensor) -> Tensor:
     """By a Gaussian of 0.9 pixels."""
     from torchvision.transforms.v2 import functional
@@ -54,3 +67,9 @@ def exchanged(x: Tensor) -> Tensor:
 VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
     view.__name__: view for view in (mirrored, zoomed, smoothed, levelled, exchanged)
 }
+"""Those whose agreement with the caption `Flicker` looks at."""
+
+DRIFT: dict[str, Callable[[Tensor], Tensor]] = {
+    view.__name__: view for view in (mirrored, turned, smoothed, levelled, exchanged)
+}
+"""Those from which `Drift` looks how far the embedding moves."""

@@ -14,8 +14,9 @@ from analysis.report import leading_cell, target_class
 from analysis.stored_cells import Scene, StoredCell, case
 from analysis.style import detector_order
 from analysis.tables import cell_label, is_control, is_raw, warnings
-from detect.embeddings import most_similar, unit
+from detect.embeddings import unit
 from detect.metrics import rank
+from detect.search.cosine import most_similar
 
 SUSPECTS = 24  # in a gallery
 WITH_NEIGHBOURS = 12  # of these the first ones come with their nearest neighbours
@@ -143,10 +144,10 @@ def _nearest(image: np.ndarray, rows: list[int]) -> dict[str, list[tuple[int, fl
     starts = range(0, len(image), 65536)
     blocks = ((begin, unit(np.asarray(image[begin : begin + 65536], np.float32))) for begin in starts)
     queries = unit(np.asarray(image[rows], np.float32))
-    near, cosines = most_similar(queries, blocks, NEIGHBOURS, [np.array([row]) for row in rows])
+    found = most_similar(queries, blocks, NEIGHBOURS, [np.array([row]) for row in rows])
     return {
-        str(row): [(int(near[i, j]), round(float(cosines[i, j]), 3)) for j in np.flatnonzero(near[i] != row)]
-        for i, row in enumerate(rows)
+        str(row): [(int(other), round(float(cosine), 3)) for other, cosine in zip(near, cosines, strict=True)]
+        for row, (near, cosines) in zip(rows, found, strict=True)
     }
 
 

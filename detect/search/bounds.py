@@ -1,4 +1,4 @@
-"""What a neighbour search knows of its rows before it measures any, and the bound below which a row may be near.
+"""What a search knows before it measures any distance, and the bound on the product form of near rows.
 
 Equation numbers are those of docs/search.md.
 """
@@ -23,11 +23,13 @@ def norms(x: Tensor) -> Tensor:
 
 @dataclass
 class Candidates:
-    """Rows (b, c) that may be near b queries, and their A (b, c), ascending; None where they are taken on trust.
+    """Candidate neighbours of b queries: rows (b, c), and their A (b, c) by equation (1), ascending.
 
-    rho: relative rounding error of A.  rounding_error: (b,) how far rounding moved each query.
-    rounding_share: how far it moved the rows, at most, as a share of their norms.
-    unreported: share of the work on these queries that the search's progress has not been told of.
+    approximate: A, or None for an approximate index, whose candidates are not checked for completeness.
+    rho: relative rounding error of A, equation (3).
+    rounding_error: (b,) how far rounding moved each query; rounding_share: the most that it moved any row, divided
+        by the row's norm. Both make up delta, equation (2).
+    unreported: share of the work on these queries that was not reported as progress yet.
     """
 
     rows: Tensor
@@ -39,31 +41,38 @@ class Candidates:
 
 
 class PreparedRows:
-    """Rows to search among. `progress` is called with the number of queries whose worth of work is done."""
+    """Rows to search among, their centre, and the rounding error of products between them.
+
+    base: (n, d) float32.  floats: float32 numbers within the memory bound.
+    progress: called with the number of queries that were answered since the last call; may be a fraction.
+    """
 
     def __init__(self, base: Tensor, k: int, memory_mb: int, progress: Callable[[float], Any]) -> None:
         import torch
 
         self.base, self.k, self.d, self.progress = base, k, base.shape[1], progress
         self.floats = memory_mb * 2**18
-        # Distances do not change when all rows move, and products are finest around the origin.
-        sums = torch.stack([part.double().sum(0) for part in base.split(4096)])
+        # A shift of all rows changes no distance, and products are most precise around the origin.
+        sums = torch.stack([block.double().sum(0) for block in base.split(4096)])
         self.centre = (sums.sum(0) / len(base)).float()
-        # Sums of d products, kept by the kernels in at least 8 accumulators; and the centring itself.
-        self.eps = 2.0**-24 * (self.d / 8 + 16)
+        self.eps = 2.0**-24 * (self.d / 8 + 16)  # for sums of d products and for the shift: equation (3)
 
     @functools.cached_property
     def centred(self) -> Tensor:
+        """Rows about the centre, (n, d)."""
         return self.base - self.centre
 
     @functools.cached_property
     def square(self) -> Tensor:
+        """Squared norms of the centred rows, (n,)."""
         return norms(self.centred).square_()
 
     def bound(self, norm: Tensor, kth_distance: Tensor, candidates: Candidates | None = None) -> Tensor:
-        """The largest A that a row within `kth_distance` of a query may have, (b,); `norm`: the queries' distance
-        from the centre. From float32 products, unless `candidates` says otherwise. Equation (4)."""
-        farthest = norm + kth_distance
+        """The largest A that a row within `kth_distance` of a query may have: equation (4), (b,).
+
+        norm: (b,) of the queries about the centre.  candidates: how A was rounded; None for float32 products.
+        """
+        farthest = norm + kth_distance  # norm of the row, at most
         eps = self.eps * (norm.square() + farthest.square())
         if candidates is None:
             return (kth_distance.square() + eps) * (1 + 1e-6)

@@ -1,20 +1,9 @@
-"""The k nearest rows of a reference set, exactly: the only place with distances and with self-exclusion.
+"""The k nearest rows of a base, exactly: the only place with distances and with self-exclusion.
 
-Candidates come from matrix products (of few pairs only, where the rows lie in groups: `detect.search.partition`),
-which are quick and inexact; then every row that could still be among the k nearest is measured directly, coordinate
-by coordinate. "Could still be" is a proof, not a guess. Let A be the product form of a squared distance between two
-rows that were rounded by at most delta in all; then the true distance lies within
-
-    sqrt((1 - rho) A - eps) - delta   and   sqrt((1 + rho) A + eps) + delta
-
-where rho is the rounding of A itself and eps that of the sums in the product. The distance r to the worst of k
-measured rows bounds the k-th neighbour's, and nothing farther from the centre than |x| + r can come nearer, so
-only rows with A <= ((r + delta)^2 + eps) / (1 - rho) are of interest. Where the list of candidates ends before
-that bound, the query is searched again among all rows, in float32 and without a list.
-
-That proof is what allows the products to run in bfloat16 where the hardware is good at it: the rows are rounded
-to 8 bits, three times as fast on one AVX-512 core, and the distances still come out as in float64 (to 1e-5,
-near duplicates and far offsets included). Ties go to the lower row.
+Candidates come from matrix products, which are fast and inexact. Every row that could be among the k nearest is
+then measured directly, coordinate by coordinate; equation (4) of docs/search.md says which could. Where a list of
+candidates is too short for that by equation (5), the query is searched again among all rows. So products may run
+in bfloat16, and distances are still accurate to 1e-5. Ties go to the lower row.
 """
 
 from __future__ import annotations
@@ -48,9 +37,11 @@ class Nearest:
 
 
 @contextmanager
-def _whole_sums() -> Iterator[None]:
-    """Products of float32 are taken in float32 and those of bfloat16 summed in it, whatever the program has
-    allowed elsewhere (TF32, partial sums in bfloat16): the proof counts on it."""
+def _full_precision() -> Iterator[None]:
+    """Take float32 products in float32 and sum bfloat16 ones in it, as equation (3) requires.
+
+    A program may have allowed TF32 or partial sums in bfloat16; its settings come back afterwards.
+    """
     import torch
 
     cuda, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
@@ -64,13 +55,13 @@ def _whole_sums() -> Iterator[None]:
         cuda.fp32_precision, cpu.fp32_precision = precisions
 
 
-@_whole_sums()
+@_full_precision()
 def nearest(
     queries: np.ndarray,
     base: np.ndarray,
     k: int,
     *,
-    own: np.ndarray | None = None,
+    self_rows: np.ndarray | None = None,
     backend: str = "torch",
     memory_mb: int = 256,
     progress: Callable[[float], Any] | None = None,
@@ -78,9 +69,9 @@ def nearest(
 ) -> Nearest:
     """The k nearest rows of `base` (m, d) to each of `queries` (q, d), float32.
 
-    own: (q,) the row of `base` that a query itself is, which is left out; None if queries are no rows of it.
-    memory_mb: bound on the working memory, beside one copy of `base`.  progress: told how many more queries
-        are done, or what part of one that is.
+    self_rows: (q,) the row of `base` that each query is, which is left out; None if queries are no rows of it.
+    memory_mb: bound on the working memory, beside one copy of `base`.
+    progress: called with the number of queries that were answered since the last call; may be a fraction.
     device: for backend "torch", such as "cpu"; None: a GPU if there is one.
     """
     import torch
@@ -89,27 +80,24 @@ def nearest(
     where = torch.device((device or automatic()) if backend == "torch" else "cpu")
     search = Search(torch.as_tensor(base, device=where), k, memory_mb, report)
     points = search.base if queries is base else torch.as_tensor(queries, device=where)
-    self_rows = None if own is None else torch.as_tensor(own, device=where)
+    left_out = None if self_rows is None else torch.as_tensor(self_rows, device=where)
     distances = torch.empty((len(points), k), device=where)
     indices = torch.empty((len(points), k), dtype=torch.int64, device=where)
-
-    def put(rows: Any, nearest: tuple[Tensor, Tensor]) -> None:
-        distances[rows], indices[rows] = nearest
-
-    propose = CANDIDATE_SEARCHES[backend](search, self_rows is not None)
-    for begin, end, found in propose(points):
-        mine = None if self_rows is None else self_rows[begin:end]
-        near, rows, unsure = search.rerank(points[begin:end], found, mine)
-        put(slice(begin, end), (near, rows))
-        again = unsure.nonzero().flatten()
-        step = max(1, search.floats // (4 * len(base)))
-        for part in again.split(step):
-            left = None if mine is None else mine[part]
-            put(begin + part, search.among_all(points[begin + part], near[part, -1], left))
-        report((end - begin) * found.unreported)
+    find_candidates = CANDIDATE_SEARCHES[backend](search, left_out is not None)
+    for begin, end, candidates in find_candidates(points):
+        block = slice(begin, end)
+        distances[block], indices[block], incomplete = search.rerank(
+            points[block], candidates, None if left_out is None else left_out[block]
+        )
+        again = begin + incomplete.nonzero().flatten()
+        for rows in again.split(max(1, search.floats // (4 * len(base)))):
+            distances[rows], indices[rows] = search.among_all(
+                points[rows], distances[rows, -1], None if left_out is None else left_out[rows]
+            )
+        report((end - begin) * candidates.unreported)
     recall = 1.0
     if backend in APPROXIMATE:
-        recall = _recall(search, points, self_rows, distances, indices)
+        recall = _recall(search, points, left_out, distances, indices)
         log.info("neighbours by %s: %.4f of the true ones found, by a sample", backend, recall)
     return Nearest(distances.cpu().numpy(), indices.cpu().numpy(), recall)
 
@@ -117,99 +105,107 @@ def nearest(
 class Search(PreparedRows):
     """Measures candidates exactly."""
 
-    def rerank(self, queries: Tensor, candidates: Candidates, own: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Measure the candidates that matter: distances (b, k), rows (b, k), and which queries are unsure (b,)."""
+    def rerank(
+        self, queries: Tensor, candidates: Candidates, self_rows: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The k nearest candidates of each query: distances (b, k), rows (b, k), and which queries are incomplete.
+
+        Incomplete (b,): a row that is no candidate may be nearer than the k-th of these.
+        """
         import torch
 
-        k, first = self.k, min(self.k + (own is not None), candidates.rows.shape[1])
+        k, first = self.k, min(self.k + (self_rows is not None), candidates.rows.shape[1])
         if candidates.approximate is None:
             first = candidates.rows.shape[1]
         exact = torch.full(candidates.rows.shape, torch.inf, device=queries.device)
-        exact[:, :first] = self._measured(queries, candidates.rows[:, :first].clamp(min=0))
-        out = candidates.rows < 0 if own is None else (candidates.rows < 0) | (candidates.rows == own[:, None])
-        exact.masked_fill_(out, torch.inf)
+        exact[:, :first] = self._distances(queries, candidates.rows[:, :first].clamp(min=0))
+        excluded = candidates.rows < 0
+        if self_rows is not None:
+            excluded |= candidates.rows == self_rows[:, None]
+        exact.masked_fill_(excluded, torch.inf)
         if candidates.approximate is None:
             near, rows = _by_distance(exact, candidates.rows)
             return near[:, :k], rows[:, :k], near[:, k - 1].isinf()
         kth_distance = exact[:, :first].kthvalue(k, dim=1).values
         norm = norms(queries - self.centre)
         bound = self.bound(norm, kth_distance, candidates)
-        rest = candidates.approximate[:, first:] <= bound[:, None]
-        rest &= ~out[:, first:]
+        rest = candidates.approximate[:, first:] <= bound[:, None]  # equation (4)
+        rest &= ~excluded[:, first:]
         query, column = rest.nonzero(as_tuple=True)
         if len(query):
             column = column + first
-            exact[query, column] = self._measured_pairs(queries, query, candidates.rows[query, column])
+            exact[query, column] = self._pair_distances(queries, query, candidates.rows[query, column])
         near, rows = _by_distance(exact, candidates.rows)
-        unsure = torch.zeros(len(queries), dtype=torch.bool, device=queries.device)
+        incomplete = torch.zeros(len(queries), dtype=torch.bool, device=queries.device)
         if candidates.rows.shape[1] < len(self.base):
-            unsure = candidates.approximate[:, -1] <= self.bound(norm, near[:, k - 1], candidates)
-        return near[:, :k], rows[:, :k], unsure
+            bound = self.bound(norm, near[:, k - 1], candidates)
+            incomplete = candidates.approximate[:, -1] <= bound  # equation (5)
+        return near[:, :k], rows[:, :k], incomplete
 
-    def among_all(self, queries: Tensor, kth_distance: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The k nearest of all rows, given a bound on the k-th distance (inf if there is none)."""
+    def among_all(self, queries: Tensor, kth_distance: Tensor, self_rows: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The k nearest of all rows, given an upper bound on the k-th distance (inf if there is none)."""
         import torch
 
-        part = queries - self.centre
-        approximate = torch.addmm(self.square[None], part, self.centred.T, alpha=-2)
-        norm = norms(part)
+        centred = queries - self.centre
+        approximate = torch.addmm(self.square[None], centred, self.centred.T, alpha=-2)
+        norm = norms(centred)
         approximate += norm.square()[:, None]
         bound = self.bound(norm, kth_distance)
         near = torch.empty((len(queries), self.k), device=queries.device)
         rows = torch.empty((len(queries), self.k), dtype=torch.int64, device=queries.device)
         for i in range(len(queries)):
             found = (approximate[i] <= bound[i]).nonzero().flatten()
-            if own is not None:
-                found = found[found != own[i]]
-            exact = self._measured_pairs(queries, torch.full_like(found, i), found)
+            if self_rows is not None:
+                found = found[found != self_rows[i]]
+            exact = self._pair_distances(queries, torch.full_like(found, i), found)
             exact, order = exact.sort(stable=True)
             near[i], rows[i] = exact[: self.k], found[order[: self.k]]
         return near, rows
 
-    def _measured(self, queries: Tensor, rows: Tensor) -> Tensor:
+    def _distances(self, queries: Tensor, rows: Tensor) -> Tensor:
         """Distances (b, c) between queries (b, d) and their candidates (b, c), directly."""
         import torch
 
         out = torch.empty(rows.shape, device=queries.device)
-        step = max(1, self._room() // (4 * self.d * rows.shape[1]))
+        step = max(1, self._step_bytes() // (4 * self.d * rows.shape[1]))
         for begin in range(0, len(queries), step):
-            some = rows[begin : begin + step]
-            diff = self._gather(self.base, some.reshape(-1)).view(*some.shape, self.d)
+            block = rows[begin : begin + step]
+            diff = self._gather(block.reshape(-1)).view(*block.shape, self.d)
             diff -= queries[begin : begin + step, None]
             torch.linalg.vector_norm(diff, dim=2, out=out[begin : begin + step])
         return out
 
-    def _measured_pairs(self, queries: Tensor, query: Tensor, rows: Tensor) -> Tensor:
-        """Distances (p,) between queries queries[query] and rows, directly."""
+    def _pair_distances(self, queries: Tensor, query: Tensor, rows: Tensor) -> Tensor:
+        """Distances (p,) between queries[query] and the rows, directly."""
         import torch
 
         out = torch.empty(len(rows), device=queries.device)
-        step = max(1, self._room() // (4 * self.d))
+        step = max(1, self._step_bytes() // (4 * self.d))
         for begin in range(0, len(rows), step):
-            diff = self._gather(self.base, rows[begin : begin + step])
+            diff = self._gather(rows[begin : begin + step])
             diff -= queries[query[begin : begin + step]]
             torch.linalg.vector_norm(diff, dim=1, out=out[begin : begin + step])
         return out
 
-    def _room(self) -> int:
+    def _step_bytes(self) -> int:
         """Bytes that one step of direct measurement may use."""
         return CACHED if self.base.device.type == "cpu" else self.floats
 
-    def _gather(self, source: Tensor, rows: Tensor) -> Tensor:
-        """source[rows], into memory that is used again (fresh pages cost more than the copy)."""
+    def _gather(self, rows: Tensor) -> Tensor:
+        """base[rows], into memory that is used again (fresh pages cost more than the copy)."""
         import torch
 
-        kept = self.__dict__.get("_buffer")
-        if kept is None or len(kept) < len(rows):
-            kept = self._buffer = torch.empty((len(rows), self.d), device=source.device)
-        return torch.index_select(source, 0, rows, out=kept[: len(rows)])
+        buffer = self.__dict__.get("_buffer")
+        if buffer is None or len(buffer) < len(rows):
+            buffer = self._buffer = torch.empty((len(rows), self.d), device=self.base.device)
+        return torch.index_select(self.base, 0, rows, out=buffer[: len(rows)])
 
 
 def _by_distance(exact: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Both by distance, ties by row."""
+    """Both sorted by distance, ties by row."""
     rows, order = rows.sort(dim=1)
-    exact, again = exact.gather(1, order).sort(dim=1, stable=True)
-    return exact, rows.gather(1, again)
+    exact, by_distance = exact.gather(1, order).sort(dim=1, stable=True)
+    return exact, rows.gather(1, by_distance)
 
 
 def _recall(
@@ -218,11 +214,10 @@ def _recall(
     """Share of the true neighbours of `size` evenly spaced queries that were found."""
     import torch
 
-    some = torch.linspace(0, len(queries) - 1, min(size, len(queries))).long().unique()
+    sample = torch.linspace(0, len(queries) - 1, min(size, len(queries))).long().unique()
     hits = 0
-    for part in some.split(32):
-        _, true = search.among_all(
-            queries[part], distances[part, -1], None if self_rows is None else self_rows[part]
-        )
+    for part in sample.split(32):
+        left_out = None if self_rows is None else self_rows[part]
+        _, true = search.among_all(queries[part], distances[part, -1], left_out)
         hits += int((indices[part][:, :, None] == true[:, None, :]).any(dim=2).sum())
-    return hits / (len(some) * search.k)
+    return hits / (len(sample) * search.k)

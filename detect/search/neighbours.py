@@ -1,11 +1,11 @@
-"""Neighbour tables: who is searched among whom. Distances and self-exclusion are in `detect.search.knn`.
+"""Neighbour tables: the scopes in which samples are searched. `detect.search.knn` measures the distances.
 
 Each scope gives one table. A row of the table is a sample as it was searched; its neighbours are rows of the
 same table, so that a detector can ask for its neighbours' own neighbourhoods:
 
     full       n rows, each searched among all others
     batch      random batches of `batch_size`; every sample is a query in exactly one. A last, short batch is
-               filled up with samples of other batches, which take part as reference only (extra rows)
+               filled up with samples of other batches, which are no queries there (extra rows)
     reference  the reference rows, searched among themselves, then the samples, searched among the reference
     joint      (modality) as above, with each sample's text embedding as a further row of its scope
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
@@ -39,10 +39,10 @@ MODALITIES = ("image", "joint")
 class NeighbourSearch:
     """How to search, all but k; hashable, so that detectors that search alike share one table.
 
-    backend: "torch" or "faiss" (exact), "ivf" or "hnsw" (approximate, by FAISS; the table tells their recall), or
-    "auto": the exact one that is quickest here.
+    backend: "torch" or "faiss" (exact), "ivf" or "hnsw" (approximate, by FAISS; the table gives their recall), or
+        "auto": the fastest exact one on this machine.
     memory_mb: bound on the working memory of a search beside a copy of the embeddings, in megabytes. It changes no
-    table, so searches that differ in it are equal.
+        table, so searches that differ in it are equal.
     """
 
     scope: str = "full"
@@ -66,7 +66,7 @@ class NeighbourSearch:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What can change a table, beside k and the embeddings: plain values, for the key of a stored one."""
+        """The settings that can change a table, as plain values: for the key of a stored table."""
         settings = asdict(self)
         del settings["memory_mb"]
         return settings
@@ -74,14 +74,14 @@ class NeighbourSearch:
     def serves(self, width: int, k: int) -> bool:
         """Whether a table of this search that is `width` wide holds the table of the k nearest.
 
-        An exact one does wherever it is wide enough; an approximate one of another width has other neighbours.
+        An exact table does if it is wide enough; an approximate one of another width has other neighbours.
         """
         return width == k or (width > k and self.backend not in APPROXIMATE)
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """A table of nearest neighbours with m rows (see the module's docstring for which rows it has).
+    """A table of nearest neighbours with m rows (the module's docstring says which).
 
     distances: (m, k) float32, ascending, self excluded.  indices: (m, k) int64, rows of this table.
     queries: (n,) int64, the table row of each sample, in sample order.
@@ -108,8 +108,8 @@ class Neighbours:
     def save(self, folder: Path) -> None:
         for name in self.ARRAYS:
             np.save(folder / f"{name}.npy", getattr(self, name))
-        about = {"rows": len(self.distances), "k": self.k, "recall": self.recall}
-        (folder / "shape.json").write_text(json.dumps(about))
+        shape = {"rows": len(self.distances), "k": self.k, "recall": self.recall}
+        (folder / "shape.json").write_text(json.dumps(shape))
 
     @classmethod
     def load(cls, folder: Path) -> Neighbours:
@@ -134,45 +134,54 @@ def find_neighbours(
     Raises ValueError where a scope has too few rows for k.
     """
     points = _points(embeddings, search)  # (parts, n, d)
-    others = None
+    reference_points = None
     if search.scope == "reference":
         if reference is None:
             raise ValueError("scope 'reference' needs a reference set: pass reference_set=...")
-        others = _points(Embeddings.of(reference), search)
+        reference_points = _points(Embeddings.of(reference), search)
     total = points.shape[0] * points.shape[1]
-    rows = total if others is None else others.shape[0] * others.shape[1]
+    rows = total if reference_points is None else reference_points.shape[0] * reference_points.shape[1]
     backend = search.backend
     if backend == "auto":
         scope = min(rows, points.shape[0] * search.batch_size) if search.scope == "batch" else rows
-        backend, reason = choose(total, scope, others is None, device)
+        backend, reason = choose(total, scope, reference_points is None, device)
         log.info("neighbours: %d rows, each among %d; backend %s, as %s", total, scope, backend, reason)
-    with nullcontext() if progress is None else progress(total + (others is not None) * rows, "neighbours") as bar:
-        ask = _Asker(k, backend, search.memory_mb, None if bar is None else bar.update, device)
-        if others is not None:
-            return _among_reference(points, others, ask)
+    steps = total if reference_points is None else total + rows
+    with nullcontext() if progress is None else progress(steps, "neighbours") as bar:
+        knn = _Knn(k, backend, search.memory_mb, None if bar is None else bar.update, device)
+        if reference_points is not None:
+            return _among_reference(points, reference_points, knn)
         if search.scope == "full":
-            return _among_themselves(points, ask)
-        return _in_batches(points, search, ask)
+            return _among_themselves(points, knn)
+        return _in_batches(points, search, knn)
 
 
 @dataclass(frozen=True)
-class _Asker:
-    """`nearest` with everything settled but the rows."""
+class _Knn:
+    """`nearest` with everything given but the rows."""
 
     k: int
     backend: str
     memory_mb: int
-    update: Any
+    update: Callable[[float], Any] | None
     device: str | None
 
-    def __call__(self, queries: np.ndarray, base: np.ndarray, scope: str, *, same: bool = True) -> Nearest:
-        most = len(base) - same
+    def __call__(self, queries: np.ndarray, base: np.ndarray, scope: str, *, exclude_self: bool = True) -> Nearest:
+        """exclude_self: the queries are the rows of the base, and none is its own neighbour."""
+        most = len(base) - exclude_self
         if not 1 <= self.k <= most:
-            rule = f"in 1..{most} for a {scope} of {len(base)} rows" + (" (self excluded)" if same else "")
+            rule = f"in 1..{most} for a {scope} of {len(base)} rows" + (" (self excluded)" if exclude_self else "")
             raise ValueError(f"k must lie {rule}, got {self.k}")
-        own = np.arange(len(base)) if same else None
-        settled = {"backend": self.backend, "memory_mb": self.memory_mb, "progress": self.update}
-        return nearest(queries, base, self.k, own=own, device=self.device, **settled)
+        return nearest(
+            queries,
+            base,
+            self.k,
+            self_rows=np.arange(len(base)) if exclude_self else None,
+            backend=self.backend,
+            memory_mb=self.memory_mb,
+            progress=self.update,
+            device=self.device,
+        )
 
 
 def _points(embeddings: Embeddings, search: NeighbourSearch) -> np.ndarray:
@@ -186,42 +195,43 @@ def _points(embeddings: Embeddings, search: NeighbourSearch) -> np.ndarray:
     return ready[0][None] if len(ready) == 1 else np.stack(ready)
 
 
-def _among_themselves(points: np.ndarray, ask: _Asker) -> Neighbours:
+def _among_themselves(points: np.ndarray, knn: _Knn) -> Neighbours:
     parts, n, d = points.shape
     flat = points.reshape(parts * n, d)
-    found = ask(flat, flat, "scope")
+    found = knn(flat, flat, "scope")
     return Neighbours(found.distances, found.indices, np.arange(n), found.recall)
 
 
-def _among_reference(points: np.ndarray, others: np.ndarray, ask: _Asker) -> Neighbours:
-    if points.shape[2] != others.shape[2]:
-        raise ValueError(f"samples are {points.shape[2]} wide, the reference {others.shape[2]}; they must agree")
-    base = others.reshape(-1, others.shape[2])
-    own = ask(base, base, "reference set")
-    asked = ask(points[0], base, "reference set", same=False)
+def _among_reference(points: np.ndarray, reference_points: np.ndarray, knn: _Knn) -> Neighbours:
+    d = reference_points.shape[2]
+    if points.shape[2] != d:
+        raise ValueError(f"samples are {points.shape[2]} wide, the reference {d}; they must agree")
+    base = reference_points.reshape(-1, d)
+    among_reference = knn(base, base, "reference set")
+    found = knn(points[0], base, "reference set", exclude_self=False)
     return Neighbours(
-        np.concatenate([own.distances, asked.distances]),
-        np.concatenate([own.indices, asked.indices]),
+        np.concatenate([among_reference.distances, found.distances]),
+        np.concatenate([among_reference.indices, found.indices]),
         len(base) + np.arange(points.shape[1]),
-        min(own.recall, asked.recall),
+        min(among_reference.recall, found.recall),
     )
 
 
-def _in_batches(points: np.ndarray, search: NeighbourSearch, ask: _Asker) -> Neighbours:
+def _in_batches(points: np.ndarray, search: NeighbourSearch, knn: _Knn) -> Neighbours:
     parts, n, d = points.shape
     batches = list(batch_rows(n, search.batch_size, search.seed))
     size = parts * len(batches[0][0])  # rows of the table per batch
-    distances = np.empty((len(batches) * size, ask.k), dtype=np.float32)
-    indices = np.empty((len(batches) * size, ask.k), dtype=np.int64)
+    distances = np.empty((len(batches) * size, knn.k), dtype=np.float32)
+    indices = np.empty((len(batches) * size, knn.k), dtype=np.int64)
     queries = np.full(n, -1, dtype=np.int64)
     recalls = []
-    for number, (rows, new) in enumerate(batches):
+    for number, (rows, n_queries) in enumerate(batches):
         start = number * size
         flat = points[:, rows].reshape(size, d)
-        found = ask(flat, flat, "batch")
+        found = knn(flat, flat, "batch")
         distances[start : start + size] = found.distances
         indices[start : start + size] = found.indices + start
-        queries[rows[:new]] = start + np.arange(new)
+        queries[rows[:n_queries]] = start + np.arange(n_queries)
         recalls.append(found.recall)
     if (queries < 0).any():
         raise AssertionError(f"{int((queries < 0).sum())} samples were left out of every batch")
@@ -229,16 +239,16 @@ def _in_batches(points: np.ndarray, search: NeighbourSearch, ask: _Asker) -> Nei
 
 
 def batch_rows(n: int, batch_size: int, seed: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Random batches of equal size: (rows, how many of them are queries here).
+    """Random batches of equal size: (rows, number of queries, which come first).
 
-    Every row is a query once; a last, short batch ends with rows of other batches, as reference only.
+    Every row is a query once; a last, short batch is filled up with rows of other batches.
     """
     rng = np.random.default_rng(seed)
     order, size = rng.permutation(n), min(n, batch_size)
     for begin in range(0, n, size):
         rows = order[begin : begin + size]
-        new = len(rows)
-        if new < size:
-            filling = rng.choice(order[:begin], size - new, replace=False)
+        n_queries = len(rows)
+        if n_queries < size:
+            filling = rng.choice(order[:begin], size - n_queries, replace=False)
             rows = np.concatenate([rows, filling])
-        yield rows, new
+        yield rows, n_queries

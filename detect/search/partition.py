@@ -1,14 +1,7 @@
-"""Points among themselves by cells: exact, and most pairs are never multiplied where the data lie in groups.
+"""All rows among themselves by cells of a partition: exact, and rows of far cells are never multiplied.
 
-Every row belongs to a cell with a centre. Between the centres a and b of two cells lies the plane of points equally
-far from both, and
-
-    h(x, b) = (|x - b|^2 - |x - a|^2) / (2 |a - b|)
-
-is how far a row x of a's cell lies from it, on its own side. A row y of b's cell lies h(y, a) beyond it, so the two
-are at least h(x, b) + h(y, a) apart. Where that is more than the distance to the k-th of some k rows, x need not be
-compared with y; with the smallest h(y, a) of b's cell, x need not be compared with the whole cell. What is left is
-multiplied in float32, and what may be among the k nearest is kept. That is right wherever the centres are.
+Every row belongs to the cell of its nearest centre. The plane between two centres, the distance h of a row to it
+and the smallest h of a cell, `least`, are defined in docs/search.md; equation numbers are those of that page.
 """
 
 from __future__ import annotations
@@ -17,17 +10,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from detect.search.tiles import CandidateTable
+from detect.search.tiles import CandidateTable, position_in_row
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from detect.search.bounds import PreparedRows
 
-CELLS = 3.0  # cells, times the root of the number of rows
+CELLS = 3.0  # cells, divided by the root of the number of rows
 SAMPLE = 20  # rows a cell for k-means
 ROUNDS = 2  # of k-means: more cost what they save
-FIRST = 200  # rows among which a first bound on the k-th distance is sought, at least
+FIRST_ROWS = 200  # rows among which a first bound on the k-th distance is sought, at least
 
 
 @dataclass(frozen=True)
@@ -50,89 +43,93 @@ class Partition:
         centres = sample[:number].clone()
         for _ in range(ROUNDS):
             square = centres.square().sum(dim=1)
-            own = torch.addmm(square[None], sample, centres.T, alpha=-2).argmin(dim=1)
-            count = torch.bincount(own, minlength=number)[:, None]
-            sums = torch.zeros_like(centres).index_add_(0, own, sample)
+            cell = torch.addmm(square[None], sample, centres.T, alpha=-2).argmin(dim=1)
+            count = torch.bincount(cell, minlength=number)[:, None]
+            sums = torch.zeros_like(centres).index_add_(0, cell, sample)
             centres = torch.where(count > 0, sums / count.clamp(min=1), centres)
         separation = torch.cdist(centres, centres, compute_mode="donot_use_mm_for_euclid_dist")
-        separation[separation == 0] = torch.inf  # of equal centres, too: there is no plane between them
+        separation[separation == 0] = torch.inf  # no plane lies between equal centres
         return cls(centres, centres.square().sum(dim=1), separation), sample
 
-    def planes(self, rows: Tensor, eps: float, own: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The cell of each row, (b,), its nearest unless given, and its h to every other cell, (b, c), or less."""
+    def planes(self, rows: Tensor, eps: float, cell: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The cell of each row, (b,), that of the nearest centre unless given, and lower bounds on its h, (b, c).
+
+        Equation (8), to every other cell's plane.
+        """
         import torch
 
         h = torch.addmm(self.square[None], rows, self.centres.T, alpha=-2)
-        own = h.argmin(dim=1) if own is None else own
-        least = h.gather(1, own[:, None])[:, 0]
-        # A product is off by eps (|x|^2 + |centre|^2) at most, and h holds two of them.
-        least += 2 * eps * (rows.square().sum(dim=1) + self.square.max())
-        h -= least[:, None]
-        h /= (2 * self.separation)[own]
-        return own, h
+        cell = h.argmin(dim=1) if cell is None else cell
+        to_own = h.gather(1, cell[:, None])[:, 0]
+        # h is the difference of two products, each off by eps (|x|^2 + |centre|^2) at most: equation (3).
+        to_own += 2 * eps * (rows.square().sum(dim=1) + self.square.max())
+        h -= to_own[:, None]
+        h /= (2 * self.separation)[cell]
+        return cell, h
 
-    def lower(self, least: Tensor, own: Tensor, h: Tensor) -> None:
-        """Bring least[a, b] down to the smallest h(y, a) of rows y of cell b; for h (b, c) of cells `own`."""
-        least.T.scatter_reduce_(0, own[:, None].expand_as(h), h, "amin")
+    def lower(self, least: Tensor, cell: Tensor, h: Tensor) -> None:
+        """Lower least[a, b] to the smallest h to the plane of cell a among rows of cell b; h (b, c) of rows in
+        `cell` (b,)."""
+        least.T.scatter_reduce_(0, cell[:, None].expand_as(h), h, "amin")
 
     def share_left(self, sample: Tensor, queries: Tensor, kth_distance: Tensor, eps: float) -> float:
-        """About what share of pairs is multiplied; by some rows (s, d) and the distance to their k-th, (s,)."""
+        """Estimated share of pairs that equation (10) leaves; from queries (s, d) and their k-th distance, (s,)."""
         import torch
 
-        own, h = self.planes(sample, eps)
+        cell, h = self.planes(sample, eps)
         least = torch.full_like(self.separation, torch.inf)
-        self.lower(least, own, h)
-        share = torch.bincount(own, minlength=len(least)) / len(sample)
-        own, h = self.planes(queries, eps)
-        return float(((h + least[own] <= kth_distance[:, None]) * share).sum() / len(queries))
+        self.lower(least, cell, h)
+        share = torch.bincount(cell, minlength=len(least)) / len(sample)
+        cell, h = self.planes(queries, eps)
+        return float(((h + least[cell] <= kth_distance[:, None]) * share).sum() / len(queries))
 
 
-def among_partition(
-    search: PreparedRows, cells: Partition, wanted: int, progress: Callable[[float], Any]
+def partition_candidates(
+    search: PreparedRows, cells: Partition, n_candidates: int, progress: Callable[[float], Any]
 ) -> CandidateTable:
-    """Candidates of every row among all of them; where it has fewer than `wanted`, then rows of -1 and a bound.
+    """Candidates of every row among all of them; a list with fewer rows ends with rows of -1 at A = bound.
 
-    progress: told what share of the work was done since it was last told.
+    progress: called with the share of the work that was done since the last call.
     """
     import torch
 
     n, eps = len(search.base), search.eps
-    block = max(256, search.floats // (4 * len(cells.centres)))  # rows at once, for the memory bound
-    own = torch.empty(n, dtype=torch.int64)
+    step = max(256, search.floats // (4 * len(cells.centres)))  # rows at once, for the memory bound
+    cell = torch.empty(n, dtype=torch.int64)
     least = torch.full_like(cells.separation, torch.inf)
-    for begin in range(0, n, block):
-        here = slice(begin, begin + block)
-        own[here], h = cells.planes(search.base[here] - search.centre, eps)
-        cells.lower(least, own[here], h)
-    order = own.argsort(stable=True)
-    own = own[order]
-    points = SortedRows.of(search, order, torch.bincount(own, minlength=len(least)))
+    for begin in range(0, n, step):
+        here = slice(begin, begin + step)
+        cell[here], h = cells.planes(search.base[here] - search.centre, eps)
+        cells.lower(least, cell[here], h)
+    order = cell.argsort(stable=True)
+    cell = cell[order]
+    points = SortedRows.of(search, order, torch.bincount(cell, minlength=len(least)))
     bound = _first_bound(search, cells, points)
     kth_distance = bound.sqrt() * (1 + 1e-5)
-    found = torch.full((n, wanted), -1, dtype=torch.int32)
-    halves = torch.empty((n, wanted))
-    for begin in range(0, n, block):
-        here = slice(begin, begin + block)
-        h = h[order] if block >= n else cells.planes(points.rows[here], eps, own[here])[1]
-        h += least[own[here]]
-        near = h <= kth_distance[here, None]
-        near[torch.arange(len(near)), own[here]] = True
-        row, column, products = _within(points, near, begin, bound, wanted, search.floats)
-        at = order[here]
-        filled = bound[here, None].repeat(1, wanted)
-        rows_found = torch.full((len(at), wanted), -1, dtype=torch.int32)
-        place = _place(row, len(at))
-        fits = place < wanted
-        filled[row[fits], place[fits]] = products[fits]
-        rows_found[row[fits], place[fits]] = order[column[fits]].to(torch.int32)
-        found[at], halves[at] = rows_found, filled / 2
-        progress(len(at) / n)
-    return CandidateTable(found, halves, torch.zeros(n), 0.0)
+    found = torch.full((n, n_candidates), -1, dtype=torch.int32)
+    approximate = torch.empty((n, n_candidates))
+    for begin in range(0, n, step):
+        here = slice(begin, begin + step)
+        h = h[order] if step >= n else cells.planes(points.rows[here], eps, cell[here])[1]
+        h += least[cell[here]]
+        compared = h <= kth_distance[here, None]  # the others are too far by equation (10)
+        compared[torch.arange(len(compared)), cell[here]] = True
+        row, column, products = _pairs_within_bound(points, compared, begin, bound, n_candidates, search.floats)
+        position, _ = position_in_row(row, len(compared))
+        fits = position < n_candidates
+        row, column, products, position = row[fits], column[fits], products[fits], position[fits]
+        rows_found = torch.full((len(compared), n_candidates), -1, dtype=torch.int32)
+        rows_found[row, position] = order[column].int()
+        filled = bound[here, None].repeat(1, n_candidates)
+        filled[row, position] = products
+        found[order[here]], approximate[order[here]] = rows_found, filled
+        progress(len(compared) / n)
+    return CandidateTable(found, approximate, torch.zeros(n), 0.0)
 
 
 @dataclass(frozen=True)
 class SortedRows:
-    """Rows (n, d) about the centre, cell by cell; their squared norms (n,); and where each cell lies."""
+    """Rows (n, d) about the centre, sorted by cell; their squared norms (n,); the span of each cell, (c,)."""
 
     rows: Tensor
     square: Tensor
@@ -148,20 +145,23 @@ class SortedRows:
 
 
 def _first_bound(search: PreparedRows, cells: Partition, points: SortedRows) -> Tensor:
-    """(n,) the largest A that one of the k nearest rows may have, from the cells around each row's own."""
+    """(n,) the largest A that one of the k nearest rows may have, from the cells around each row's own.
+
+    The k-th smallest A among some rows gives a distance by equation (3), and that a bound by equation (4).
+    """
     import torch
 
-    k = search.k + 1  # and itself
+    k = search.k + 1  # the row itself is among them
     bound = torch.empty(len(points.rows))
     sizes = torch.tensor([span.stop - span.start for span in points.spans])
     around = cells.separation.clone().fill_diagonal_(0).argsort(dim=1)
-    enough = (sizes[around].cumsum(dim=1) < max(FIRST, 4 * k)).sum(dim=1) + 1
+    enough = (sizes[around].cumsum(dim=1) < max(FIRST_ROWS, 4 * k)).sum(dim=1) + 1
     for cell, span in enumerate(points.spans):
         if span.start == span.stop:
             continue
-        near = [points.spans[i] for i in around[cell, : enough[cell]].tolist()]
-        others = torch.cat([points.rows[i] for i in near])
-        square = torch.cat([points.square[i] for i in near])
+        nearby = [points.spans[i] for i in around[cell, : enough[cell]].tolist()]
+        others = torch.cat([points.rows[i] for i in nearby])
+        square = torch.cat([points.square[i] for i in nearby])
         step = max(1, search.floats // (4 * len(others)))
         for begin in range(span.start, span.stop, step):
             here = slice(begin, min(begin + step, span.stop))
@@ -172,43 +172,36 @@ def _first_bound(search: PreparedRows, cells: Partition, points: SortedRows) -> 
     return bound
 
 
-def _within(
-    points: SortedRows, near: Tensor, begin: int, bound: Tensor, wanted: int, floats: int
+def _pairs_within_bound(
+    points: SortedRows, compared: Tensor, first: int, bound: Tensor, n_candidates: int, floats: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs of a row, counted from `begin`, and a row of the cells that `near` (b, c) marks for it, with an A
-    within the bound; and that A. By row, and by A within a row."""
+    """Pairs of rows (p,), columns (p,), and their A (p,) where it is within the bound; by row, then by A.
+
+    compared: (b, c) which cells the rows from `first` on are compared with. Rows are counted from `first`.
+    """
     import torch
 
-    cell, row = near.T.contiguous().nonzero(as_tuple=True)
+    cell, row = compared.T.contiguous().nonzero(as_tuple=True)
     counts = torch.bincount(cell, minlength=len(points.spans)).tolist()
     buffer = torch.empty((max(counts), points.rows.shape[1]))
-    # What the product lacks of A is the square of its row; the share of it makes up for this subtraction.
+    # Products lack the square of their row, so it is taken off the bound: not all of it, as this rounds, too.
     bound = bound - points.square * (1 - 2.0**-22)
     rows, columns, kept = [], [], []
     for span, members in zip(points.spans, row.split(counts), strict=True):
         step = max(1, floats // (4 * max(1, span.stop - span.start)))
-        for some in members.split(step) if span.stop > span.start else ():
-            queries = torch.index_select(points.rows, 0, some + begin, out=buffer[: len(some)])
+        for block in members.split(step) if span.stop > span.start else ():
+            queries = torch.index_select(points.rows, 0, block + first, out=buffer[: len(block)])
             products = torch.addmm(points.square[None, span], queries, points.rows[span].T, alpha=-2)
-            one, other = (products <= bound[some + begin, None]).nonzero(as_tuple=True)
-            if len(one) > wanted * len(some):  # copies of one another: no row can need so many
-                products, other = (part.flatten() for part in products.topk(wanted, dim=1, largest=False))
-                one = torch.arange(len(some)).repeat_interleave(wanted)
+            query, column = (products <= bound[block + first, None]).nonzero(as_tuple=True)
+            if len(query) > n_candidates * len(block):  # many copies of one row: no list needs more than it holds
+                products, column = (x.flatten() for x in products.topk(n_candidates, dim=1, largest=False))
+                query = torch.arange(len(block)).repeat_interleave(n_candidates)
                 kept.append(products)
             else:
-                kept.append(products[one, other])
-            rows.append(some[one])
-            columns.append(other + span.start)
+                kept.append(products[query, column])
+            rows.append(block[query])
+            columns.append(column + span.start)
     row, column, product = torch.cat(rows), torch.cat(columns), torch.cat(kept)
-    product, order = product.sort()
-    row, again = row[order].sort(stable=True)
-    order = order[again]
-    return row, column[order], product[again] + points.square[row + begin]
-
-
-def _place(row: Tensor, n: int) -> Tensor:
-    """The place of each pair among those of its row, for rows in ascending order."""
-    import torch
-
-    count = torch.bincount(row, minlength=n)
-    return torch.arange(len(row)) - (count.cumsum(0) - count)[row]
+    product, by_product = product.sort()
+    row, by_row = row[by_product].sort(stable=True)
+    return row, column[by_product[by_row]], product[by_row] + points.square[row + first]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import gc
+import itertools
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -111,6 +113,56 @@ def lof(quick: bool) -> Iterator[Ratio | Check]:
         n, x = 50_000, clustered(50_000)
         mine, theirs = best_of(1, lambda: LOF(k=16).score(x), lambda: LocalOutlierFactor(16).fit(x))
         yield Ratio(f"LOF of {n:,} points, against scikit-learn's", theirs / mine, seconds=mine)
+
+
+# --- what each part of the engine gains ---------------------------------------------------------------------------
+
+
+@section("parts")
+def parts(quick: bool) -> Iterator[Ratio | Check]:
+    """Parts of the full scope: processor seconds without each, divided by those with it; 512 wide, k = 17"""
+    from detect.search import candidates
+
+    formats = ["float32", "bfloat16"] if candidates.fast_bfloat16("cpu") else ["float32"]
+    for n in (2048, 20_000) if quick else (2048, 20_000, 50_000):
+        levels = PART_LEVELS[:1] if n < 4096 else PART_LEVELS  # few rows are a single tile, and are not partitioned
+        for kind, x in (
+            ("clustered", clustered(n)),
+            ("noise", np.random.default_rng(0).standard_normal((n, 512), np.float32)),
+        ):
+            ways = list(itertools.product(formats, levels))
+            sides = [functools.partial(_search_with, x, *way) for way in ways]
+            best = best_of(7 if n < 4096 else 1, *sides, clock=time.process_time)
+            seconds = dict(zip(ways, best, strict=True))
+            for number in formats:
+                for without, part in itertools.pairwise(levels):
+                    with_part = seconds[number, part]
+                    ratio = seconds[number, without] / with_part
+                    yield Ratio(f"{n:,} {kind} rows, {number}: {part}", ratio, seconds=with_part)
+            if len(formats) == 2:
+                for level in levels:
+                    ratio = seconds["float32", level] / seconds["bfloat16", level]
+                    yield Ratio(f"{n:,} {kind} rows, {level}: bfloat16", ratio, seconds=seconds["bfloat16", level])
+
+
+PART_LEVELS = ("products", "tiles", "cells")  # each level has the parts before it, too
+
+
+def _search_with(x: np.ndarray, number: str, level: str) -> None:
+    """Search rows among themselves with products in a number format and the parts up to a level."""
+    from detect.search import candidates, knn, tiles
+
+    least = candidates.MIN_PARTITION_ROWS if level == "cells" else len(x) + 1
+    side = tiles.TILE if level != "products" else len(x)
+    with (
+        mock.patch.object(candidates, "fast_bfloat16", return_value=number == "bfloat16"),
+        mock.patch.object(candidates, "MIN_PARTITION_ROWS", least),
+        mock.patch.object(tiles, "TILE", side),
+    ):
+        knn.nearest(x, x, 17, self_rows=np.arange(len(x)), device="cpu")
+
+
+# --- memory -------------------------------------------------------------------------------------------------------
 
 
 @section("memory")

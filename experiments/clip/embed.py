@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from attacks.pairs import Pairs
 from detect import Embeddings
 from detect.embeddings import unit
-from detect.views import VIEWS
+from detect.views import DRIFT, VIEWS
 from experiments.clip.model import TrainedModel
 from experiments.runtime import distributed
 from experiments.runtime.loading import load_items
@@ -81,6 +81,24 @@ def agreement_of_views(
         return (torch.stack([(image * caption).sum(dim=1) for image in seen], dim=1),)
 
     return _by_row(model, pairs, agree, "views", workers, threads, batch)[0]
+
+
+def drift_of_views(
+    model: TrainedModel, pairs: Pairs, embeddings: Embeddings, *, workers: int = 0, threads: bool = False,
+    batch: int = 256,
+) -> np.ndarray:  # fmt: skip
+    """1 - cosine of each image with its gentle views, (n, views) float32, in the order of `DRIFT`.
+
+    workers, threads: as of `embed`.
+    """
+    images = torch.from_numpy(unit(embeddings.image))
+
+    def move(rows: torch.Tensor, pixels: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x, image = model.pixels(pixels), images[rows].to(model.device)
+        seen = [torch.nn.functional.normalize(model.image(view(x)).float(), dim=1) for view in DRIFT.values()]
+        return (torch.stack([1 - (view * image).sum(dim=1) for view in seen], dim=1),)
+
+    return _by_row(model, pairs, move, "drift", workers, threads, batch)[0]
 
 
 @torch.inference_mode()

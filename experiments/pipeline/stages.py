@@ -41,13 +41,13 @@ def data(run: Run) -> None:
 
 @stage("test", "test", reads=("test_source",), instead=own_test_set, form=stored.TEST_SET)
 def test(run: Run) -> None:
-    """reads labelled images for zero-shot classification, where the data bring none along"""
+    """reads labelled test images, where the data hold out none of their own"""
     run.test_source.build(run.folder, run.resources.workers, bar)
 
 
 @stage(None, "own_test")
 def own_test(run: Run, data: DataSet) -> TestSet:
-    """the test set that the data bring along"""
+    """the test set that was held out of the data"""
     return open_test(data.path)
 
 
@@ -62,7 +62,7 @@ def clean(run: Run, data: DataSet) -> Any:
 
 @stage("plan", "plan", reads=("attack", "seed"), form=stored.PLAN)
 def plan(run: Run, clean: Any) -> PoisonPlan:
-    """decides which rows are poisoned, with which caption and which trigger, and saves it"""
+    """decides which rows are poisoned, with which caption and which trigger"""
     return draw_plan(run.attack, clean, run.seed)
 
 
@@ -80,13 +80,13 @@ def poisoning(run: Run, plan: PoisonPlan) -> Poisoning:
 
 @stage(None, "pairs")
 def pairs(run: Run, clean: Any, poisoning: Poisoning) -> PoisonedPairs:
-    """the pairs with the plan laid over them"""
+    """the pairs with the plan applied to them"""
     return poisoning.of(clean)
 
 
 @stage(None, "train_ids")
 def train_ids(run: Run, clean: Any) -> np.ndarray:
-    """the samples that are trained on: all, unless a task gives others"""
+    """ids of the samples that the model is trained on: all, unless a task gives others"""
     return np.asarray(clean.ids)
 
 
@@ -95,7 +95,7 @@ def train_ids(run: Run, clean: Any) -> np.ndarray:
 
 @stage("fetch", "fetched", reads=("model_spec",), form=stored.MODEL)
 def fetch(run: Run) -> None:
-    """loads a model that is used as it is, and keeps it in our form"""
+    """loads a model that is used without training"""
     run.model_spec.build(()).save(run.folder)
 
 
@@ -110,7 +110,7 @@ def fetch(run: Run) -> None:
     collective=True,
 )
 def train(run: Run, clean: Any, test: TestSet, train_ids: np.ndarray, poisoning: Poisoning | None = None) -> None:
-    """trains CLIP with open_clip's losses; checkpointed, resumable"""
+    """trains a CLIP model; a killed training resumes from its last checkpoint"""
     from experiments.training.trainer import train
 
     source = clean if poisoning is None else poisoning.of(clean)
@@ -150,13 +150,13 @@ def measure(run: Run, model: Any, test: TestSet, poisoning: Poisoning, clean: An
 
 @stage(None, "shown", reads=("decoder",))
 def shown(run: Run, data: DataSet, poisoning: Poisoning) -> PoisonedPairs:
-    """the pairs, decoded as chosen for embedding"""
+    """the pairs, decoded by the decoder that is chosen for embedding"""
     return poisoning.of(data.pairs(run.resources.decoder(run.decoder, data.pairs())))
 
 
 @stage("embed", "embeddings", reads=("threads",), collective=True, form=stored.EMBEDDINGS)
 def embed(run: Run, model: Any, shown: PoisonedPairs) -> Embeddings:
-    """embeds every pair"""
+    """embeds the image and the caption of every pair"""
     from experiments.clip.embed import embed, refuse_collapsed
 
     embeddings = embed(model, shown, **run.resources.loading(shown.clean))
@@ -192,7 +192,7 @@ def views(run: Run, model: Any, shown: PoisonedPairs, embeddings: Embeddings) ->
     form=stored.NEIGHBOURS,
 )
 def neighbours(run: Run, embeddings: Embeddings, *, search: Any, k: int) -> Neighbours:
-    """finds the nearest neighbours: one table for all local detectors that search alike"""
+    """finds each sample's nearest neighbours: one table for all detectors with the same search settings"""
     from detect import find_neighbours
 
     return find_neighbours(embeddings, k, search, progress=bar, device=run.resources.device)
@@ -248,7 +248,7 @@ def _score_inputs(experiment: Experiment, spec: ScoreSpec) -> dict[str, Call]:
 def score(
     run: Run, embeddings: Embeddings, neighbours: Neighbours | None = None, *, spec: ScoreSpec, **needed: Any
 ) -> tuple[np.ndarray, float | None]:
-    """gives each sample a score per detector; detectors never see labels"""
+    """gives each sample a score, detector by detector; detectors never see labels"""
     detector, inputs = run.detector(spec), DetectorInputs(embeddings, **needed)
     with peak_memory(run.resources.device) as peak:
         values = detector.score(inputs) if neighbours is None else detector.score_neighbours(neighbours, inputs)
@@ -262,7 +262,7 @@ def score(
 
 @stage(None, "truth")
 def truth(run: Run, data: DataSet, pairs: PoisonedPairs) -> np.ndarray:
-    """what there is to be found, (n,) bool: the plan's samples, or a natural backdoor's"""
+    """which samples should be found, (n,) bool: those of the plan and of a natural backdoor"""
     return pairs.is_poison | np.isin(np.asarray(pairs.ids), natural_ids(data.path))
 
 
@@ -289,7 +289,7 @@ def holds_target(run: Run, pairs: PoisonedPairs) -> np.ndarray:
 def evaluate(
     run: Run, pairs: Any, truth: np.ndarray, holds_target: np.ndarray, measures: Any, scores: Scored, *, spec: Any
 ) -> None:
-    """joins scores with the plan: AUROC, AUPRC, FPR at 95 % TPR, recall at 1 % removed"""
+    """compares scores with the plan: AUROC, AUPRC, FPR at 95 and 100 % TPR, recall at 1 % removed"""
     from experiments.pipeline.evaluation import RunMetadata, write_cell
 
     metadata = RunMetadata.of(run.labels, measures, truth)

@@ -27,7 +27,7 @@ from typing import Protocol
 
 import numpy as np
 
-from detect.embeddings import most_similar
+from detect.search.cosine import most_similar
 
 
 class Source(Protocol):
@@ -264,11 +264,10 @@ def _mean(samples: Source, kind: str) -> np.ndarray:
     return np.asarray(total) / len(samples)
 
 
-def _nearest_captions(samples: Source, groups: Sequence[np.ndarray], wanted: int = 32) -> list[np.ndarray]:
-    """For each group the rows, outside of it, whose captions are nearest to what its own say on the whole."""
+def _nearest_captions(samples: Source, groups: Sequence[np.ndarray], k: int = 32) -> list[np.ndarray]:
+    """For each group the k rows outside of it whose captions are nearest to the mean of its own."""
     queries = np.stack([_centre(samples.vectors("text", rows)) for rows in groups])
-    near, cosines = most_similar(queries, samples.blocks("text"), wanted, groups)
-    return [found[np.isfinite(similar)] for found, similar in zip(near, cosines, strict=True)]
+    return [rows for rows, _ in most_similar(queries, samples.blocks("text"), k, groups)]
 
 
 def _thumbnail_correlation(images: np.ndarray, side: int = 8) -> float:

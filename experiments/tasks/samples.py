@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from detect.embeddings import most_similar, unit
+from detect.embeddings import unit
+from detect.search.cosine import most_similar
 from experiments.pipeline.runner import Runner
 
 BLOCK = 65_536
@@ -61,12 +62,12 @@ class Samples:
                 yield int(start) + begin, unit(np.asarray(array[begin : begin + size], np.float32))
 
     def nearest(self, rows: Sequence[int], k: int) -> dict[int, list[tuple[int, float]]]:
-        """Each row's k most similar other rows, with their cosine: for the eye, no detector uses it."""
+        """The k most similar other rows of each row, with their cosine: for the pages, no detector uses it."""
         queries = self.vectors("image", np.asarray(rows, np.int64))
-        near, cosines = most_similar(queries, self.blocks("image"), k, [np.array([row]) for row in rows])
+        found = most_similar(queries, self.blocks("image"), k, [np.array([row]) for row in rows])
         return {
-            int(row): [(int(near[i, j]), float(cosines[i, j])) for j in np.flatnonzero(near[i] != row)]
-            for i, row in enumerate(rows)
+            int(row): list(zip(near.tolist(), cosines.tolist(), strict=True))
+            for row, (near, cosines) in zip(rows, found, strict=True)
         }
 
     def _split(self, rows: np.ndarray) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:

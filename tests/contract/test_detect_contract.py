@@ -31,6 +31,7 @@ ROOT = {
 DRAW_BY_SAMPLE = ("bdetclip", "safeclip", "subspace")  # random numbers that do not depend on the order of the rows
 OPTIONAL = {"pyod": "pyod", "cleanlab": "cleanlab"}  # detector -> package of the extra `detectors`
 CHEAPER = {"cognitive_distillation": {"steps": 20, "gamma": 0.01, "beta": 1}, "forest": {"trees": 30}}
+CHEAPER |= {"drift_density": {"k": 20, "narrow": 5, "batch_size": 64}}
 N, D, PLANTED = 96, 16, 3
 
 
@@ -84,7 +85,9 @@ def inputs(name) -> DetectorInputs:
     embeddings = Embeddings(np.arange(N) + 100, image.astype(np.float32), text.astype(np.float32))
     agreement = cosine(embeddings)[:, None] - 0.1 * rng.random((N, 5))
     agreement[planted, 2] -= 0.9
-    return DetectorInputs(embeddings, captions, losses, Encoder(), lambda rows: pixels[rows], agreement)
+    drift = 0.1 * rng.random((N, 3))
+    drift[planted, 1] = 0.8
+    return DetectorInputs(embeddings, captions, losses, Encoder(), lambda rows: pixels[rows], agreement, drift)
 
 
 def test_every_file_is_a_detector_of_the_package():
@@ -136,7 +139,7 @@ def test_missing_evidence_is_named(name):
         embeddings = given.embeddings if missing != "text" else Embeddings.of(given.embeddings.image)
         parts = {
             key: getattr(given, key)
-            for key in ("captions", "losses", "encoder", "images", "views")
+            for key in ("captions", "losses", "encoder", "images", "views", "drift")
             if key != missing
         }
         with pytest.raises(ValueError, match=f"{type(made).__name__} needs {missing}, and none was given"):
@@ -154,6 +157,7 @@ def test_row_order_makes_no_difference(name):
         given.encoder,
         lambda rows: given.images(order[rows]),
         given.views[order],
+        given.drift[order],
     )
     made = detector(name)
     if hasattr(made, "seed") and not isinstance(made, LocalDetector) and name not in DRAW_BY_SAMPLE:

@@ -90,7 +90,7 @@ def test_a_target_that_nothing_names_trains_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_the_chain_of_commands_on_drawn_shards(tmp_path):
-    """docs/scan.md, "All of it, on shards that can be had": every line as it is printed, at a tiny size."""
+    """docs/scan.md, "All of it, on drawn shards": every line as it is printed, at a tiny size."""
     text = (
         (ROOT / "docs/scan.md").read_text().partition("## All of it")[2].partition("```sh\n")[2].partition("```")[0]
     )

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from training_example import TINY_CONV, Noise, TinyViT, processes
 
-from experiments.clip.embed import agreement_of_views, embed, save
+from experiments.clip.embed import agreement_of_views, drift_of_views, embed, save
 from experiments.runtime import distributed
 from experiments.training.batches import Shift
 from experiments.training.config import TrainConfig
@@ -93,14 +93,16 @@ def test_two_processes_embed_to_the_same_bits(n, tmp_path):
     def task(folder):
         embeddings = embed(model, pairs, batch=8)
         views = agreement_of_views(model, pairs, embeddings, batch=8)
+        drift = drift_of_views(model, pairs, embeddings, batch=8)
         if distributed.is_main():
             folder.mkdir()
             save(embeddings, folder)
             np.save(folder / "views.npy", views)
+            np.save(folder / "drift.npy", drift)
 
     for world in (1, 2):
         assert processes(world, task, tmp_path / str(world)) == [0] * world
-    for part in ("ids", "image", "text", "views"):
+    for part in ("ids", "image", "text", "views", "drift"):
         one, two = np.load(tmp_path / "1" / f"{part}.npy"), np.load(tmp_path / "2" / f"{part}.npy")
         assert np.array_equal(one, two)
 

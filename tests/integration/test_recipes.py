@@ -103,12 +103,12 @@ def tree(tmp_path_factory):
     (tree / "conf/detector/mine.yaml").write_text(
         "# @package detector.mine\n# By the mean.\n_target_: detect.Mine\n"
     )
-    add_line(tree / "detect/__init__.py", '    "Metrics": "metrics",\n', '    "Mine": "mine",\n')
+    add_line(tree / "detect/__init__.pyi", "from .mine import Mine as Mine\n")
     (tree / "detect/near.py").write_text(LOCAL)
     (tree / "conf/detector/near.yaml").write_text(LOCAL_YAML)
-    add_line(tree / "detect/__init__.py", '    "Metrics": "metrics",\n', '    "Near": "near",\n')
-    (tree / "attacks/mine.py").write_text(TRIGGER)
-    add_line(tree / "attacks/__init__.py", '    "Nashville": "nashville",\n', '    "Mine": "mine",\n')
+    add_line(tree / "detect/__init__.pyi", "from .near import Near as Near\n")
+    (tree / "attacks/triggers/mine.py").write_text(TRIGGER)
+    add_line(tree / "attacks/__init__.pyi", "from .triggers.mine import Mine as Mine\n")
     (tree / "conf/attack/mine.yaml").write_text(
         "# A bar.\n_target_: attacks.Attack\n_convert_: all\nname: mine\nrate: 0.005\ntarget: ${target}\n"
         "captions: template\ntriggers:\n  - _target_: attacks.Mine\n    most: 4\n"
@@ -120,10 +120,8 @@ def tree(tmp_path_factory):
     return tree
 
 
-def add_line(file, before, line):
-    text = file.read_text()
-    assert before in text
-    file.write_text(text.replace(before, before + line, 1))
+def add_line(file, line):
+    file.write_text(file.read_text() + line)
 
 
 def python(tree, *words, **environment):
@@ -138,12 +136,15 @@ def test_the_page_names_the_files_that_the_recipes_touch():
     for named in (
         "detect/mine.py",
         "conf/detector/mine.yaml",
-        "detect/__init__.py",
-        "attacks/mine.py",
+        "detect/__init__.pyi",
+        "attacks/triggers/mine.py",
         "conf/attack/mine.yaml",
+        "attacks/__init__.pyi",
         "analysis/style.py",
     ):
-        assert named in page
+        assert f"`{named}`" in page
+    for line in ("from .mine import Mine as Mine", "from .triggers.mine import Mine as Mine"):
+        assert f"`{line}`" in page
     commands = re.findall(r"`(python run\.py [^`]+)`", page)
     assert "python run.py 'detector=[mine,slof]'" in commands
     assert "python run.py attack=mine" in commands
@@ -171,7 +172,7 @@ def test_a_new_detector_and_a_new_attack_pass_their_contracts(tree):
 @pytest.mark.slow
 def test_types_hold(tree):
     pytest.importorskip("mypy")
-    ended = python(tree, "-m", "mypy", "detect/mine.py", "detect/near.py", "attacks/mine.py")
+    ended = python(tree, "-m", "mypy", "detect/mine.py", "detect/near.py", "attacks/triggers/mine.py")
     assert ended.returncode == 0, ended.stdout
 
 

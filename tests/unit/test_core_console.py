@@ -10,7 +10,7 @@ import pytest
 
 import analysis.__main__
 import detect.__main__
-from experiments.bench import neighbours as bench
+from experiments.bench import __main__ as bench
 from experiments.data.shapes import export as shapes_export
 from experiments.runtime.console import replace_unprintable
 

@@ -206,13 +206,13 @@ def test_workers_end_with_the_main_process(tmp_path, kind, number):
     given = {
         "jobs": (
             "from stopping_example import note_and_wait",
-            "data_jobs",
+            "runtime.process_pool",
             "run_jobs",
             f"note_and_wait, [({str(tmp_path / 'notes')!r}, i) for i in (0, 1)], 2",
         ),
         "loaders": (
             "from test_core_stopping import Waiting",
-            "loading",
+            "runtime.loading",
             "load_items",
             f"Waiting({str(tmp_path / 'notes')!r}), range(2), 2, False",
         ),

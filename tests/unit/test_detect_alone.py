@@ -34,7 +34,7 @@ ALONE = """
         return seen
 
     owners = importlib.metadata.packages_distributions()
-    there = needed("torch", {"numpy"})
+    there = needed("lazy-loader", needed("torch", {"numpy"}))
 
     class Missing(importlib.abc.MetaPathFinder):
         def find_spec(self, name, path=None, target=None):
@@ -60,7 +60,7 @@ SCORES = """
         __import__(f"detect.{module.name}")
     x = np.random.default_rng(0).standard_normal((80, 8)).astype(np.float32)
     for name in ("KDistance", "LID", "LOF", "SLOF", "DAO"):
-        for options in ({}, {"scope": "batch", "batch_size": 40}, {"reference": x[:50]}, {"normalise": True}):
+        for options in ({}, {"scope": "batch", "batch_size": 40}, {"reference_set": x[:50]}, {"normalise": True}):
             assert getattr(detect, name)(k=8, **options).score(x).shape == (80,)
         assert np.isfinite(getattr(detect, name)(k=8, backend="torch").score(x)).all()
     assert detect.Norm().score(x).shape == (80,)

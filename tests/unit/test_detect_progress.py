@@ -1,4 +1,4 @@
-"""A search tells how far it is, and keeps to the device that was asked for."""
+"""A search reports its progress, and keeps to the device that was asked for."""
 
 import numpy as np
 import pytest
@@ -8,13 +8,13 @@ from detect.search import candidates, knn
 
 @pytest.mark.parametrize("backend", ["torch", "faiss"])
 @pytest.mark.parametrize("itself", [True, False])
-def test_progress_adds_up_and_moves_while_products_are_taken(backend, itself):
+def test_progress_adds_up_and_moves_during_the_products(backend, itself):
     x = np.random.default_rng(1).normal(size=(5000, 8)).astype(np.float32)
-    told: list[float] = []
+    reported: list[float] = []
     own = np.arange(len(x)) if itself else None
-    knn.nearest(x if itself else x.copy(), x, 3, own=own, backend=backend, progress=told.append)
-    assert sum(told) == pytest.approx(len(x))
-    assert max(told) <= 0.9 * len(x)
+    knn.nearest(x if itself else x.copy(), x, 3, self_rows=own, backend=backend, progress=reported.append)
+    assert sum(reported) == pytest.approx(len(x))
+    assert max(reported) <= 0.9 * len(x)
 
 
 def test_the_device_asked_for_is_the_one_searched_on():

@@ -1,4 +1,4 @@
-"""Who is searched among whom: every scope against a float64 brute force."""
+"""The scopes of a search: each against a float64 brute force."""
 
 import numpy as np
 import pytest
@@ -114,7 +114,7 @@ def test_a_table_comes_back_from_disk_as_it_was(tmp_path):
         np.testing.assert_array_equal(getattr(again, name), getattr(table, name))
 
 
-def test_progress_is_told_of_every_query():
+def test_progress_counts_every_query():
     done = []
 
     class Bar:
@@ -177,7 +177,7 @@ def test_what_is_not_known_is_refused_with_the_choices():
 
 
 def test_products_keep_their_precision_and_the_programs_settings_stay(monkeypatch):
-    """TF32 and partial sums in bfloat16, which a program may allow, would break `detect.search.knn`'s proof."""
+    """TF32 and partial sums in bfloat16, which a program may allow, would break equation (3) of docs/search.md."""
     cuda, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
     before = cuda.fp32_precision, cpu.fp32_precision, cuda.allow_bf16_reduced_precision_reduction
     seen = []

@@ -1,0 +1,39 @@
+"""Drift: how far an image's embedding moves when the image hardly changes. Our own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from detect.base import Detector
+from detect.embeddings import DetectorInputs
+from detect.metrics import robust_z
+
+SLIGHTEST = 1e-6  # a cosine cannot tell smaller drifts from none
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drift(Detector):
+    """The most unusual move of the image's embedding f(x), over gentle views v of the image x:
+
+        max over v of z_v(x), the robust z-score over the data of ln(1 - cos(f(x), f(v(x)))).
+
+    What an image shows hardly changes when it is mirrored, turned a little, smoothed or coloured otherwise, and
+    neither does its embedding. A trigger seldom survives all of these: the embedding then moves from the attacker's
+    target to what the image really shows. Each image is compared with its own views only, so that neither the
+    caption nor the number of poisons matters; a trigger that survives all views but one is found by that one.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"drift"})
+
+    def _score(self, inputs: DetectorInputs) -> np.ndarray:
+        n = len(inputs.embeddings)
+        drift = np.asarray(inputs.drift, dtype=np.float64)  # (n, v)
+        if drift.ndim != 2 or len(drift) != n or not drift.size:
+            raise ValueError(f"drift must be ({n}, views), one row per sample, got shape {drift.shape}")
+        if not np.isfinite(drift).all():
+            bad = np.flatnonzero(~np.isfinite(drift).all(axis=1))
+            raise ValueError(f"drift must be finite, but {len(bad)} rows are not, the first of them {bad[0]}")
+        return robust_z(np.log(np.maximum(drift, SLIGHTEST))).max(axis=1)
