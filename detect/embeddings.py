@@ -108,16 +108,6 @@ def unit(x: np.ndarray) -> np.ndarray:
     return whole
 
 
-def _largest(values: np.ndarray, k: int) -> np.ndarray:
-    """(m, n) -> (m, min(k, n)) columns of each row's largest, of equals the first, in ascending order."""
-    if values.shape[1] <= k:
-        return np.broadcast_to(np.arange(values.shape[1]), values.shape)
-    least = np.partition(values, -k, axis=1)[:, [-k]]
-    above, equal = values > least, values == least
-    room = k - above.sum(axis=1, keepdims=True)
-    return (above | (equal & (equal.cumsum(axis=1) <= room))).nonzero()[1].reshape(len(values), k)
-
-
 def _require_finite(name: str, part: np.ndarray) -> None:
     bad = np.flatnonzero(~np.isfinite(part).all(axis=1))
     if len(bad):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from detect import Scores, evaluate
+from detect.metrics import rank
 
 
 def scores(values) -> Scores:
@@ -78,3 +79,8 @@ def test_what_cannot_be_measured_is_refused():
         scores([1, np.nan, np.inf])
     with pytest.raises(ValueError, match=r"must both be \(n,\)"):
         Scores(np.arange(3), np.zeros((3, 1)))
+
+
+def test_ranks_of_equals_follow_their_order():
+    np.testing.assert_array_equal(rank(np.array([1.0, 3.0, 1.0, 3.0])), [3, 1, 4, 2])
+    assert rank(np.zeros(0)).shape == (0,)
