@@ -13,12 +13,13 @@ import numpy as np
 
 from attacks import PoisonedPairs, PoisonPlan, draw_plan
 from attacks.captions import check_targets, holds_word, templates
-from detect import DetectorInputs, Embeddings, LocalDetector, Neighbours
+from detect import DetectorInputs, Embeddings, Neighbours
 from detect.search.neighbours import VERSION
 from detect.views import DRIFT, VIEWS
 from experiments.data.pairs import KeptPairs, TestSet, natural_ids, open_test
 from experiments.pipeline import values as stored
-from experiments.pipeline.experiment import Experiment, ScoreSpec, own_test_set
+from experiments.pipeline.detector_inputs import detector_inputs
+from experiments.pipeline.experiment import ScoreSpec, own_test_set
 from experiments.pipeline.graph import STAGES, Call, Run, stage
 from experiments.pipeline.values import DataSet, Poisoning, Scored, Trained, measure_model, with_targets
 from experiments.runtime.peak_memory import peak_memory
@@ -237,33 +238,13 @@ def images(run: Run, pairs: PoisonedPairs, model: Any) -> Any:
     return pixels
 
 
-PROVIDERS = {
-    "views": "views",
-    "drift": "drift",
-    "losses": "losses",
-    "encoder": "model",
-    "captions": "captions",
-    "images": "images",
-}
-"""What a detector may need beside embeddings -> the value that provides it."""
-
-
-def _score_inputs(experiment: Experiment, spec: ScoreSpec) -> dict[str, Call]:
-    detector = experiment.detector(spec)
-    calls = {need: Call(PROVIDERS[need]) for need in sorted(detector.needs) if need in PROVIDERS}
-    if isinstance(detector, LocalDetector):
-        width = experiment.table_width(detector.search)
-        calls["neighbours"] = Call("neighbours", {"search": detector.search, "k": width})
-    return {"embeddings": Call("embeddings")} | calls
-
-
 @stage(
     "score",
     "scores",
     version=lambda e, spec: e.detector(spec).versions(),
     reads=("detector",),
     quiet=True,
-    inputs=_score_inputs,
+    inputs=detector_inputs,
     key_settings=lambda e, spec: e.detector_identity(spec),
     form=stored.SCORES,
 )

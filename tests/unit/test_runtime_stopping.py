@@ -162,7 +162,7 @@ def test_batches_are_the_same_where_shared_memory_is_full(monkeypatch, full, cap
 SMALL = """
 import sys
 sys.path.insert(0, "tests/unit")
-from test_core_stopping import Numbers
+from test_runtime_stopping import Numbers
 from experiments.runtime.loading import load_items
 print(sum(int(tensor[0]) for tensor, _ in load_items(Numbers(100_000), range(20), 2, False)))
 """
@@ -211,7 +211,7 @@ def test_workers_end_with_the_main_process(tmp_path, kind, number):
             f"note_and_wait, [({str(tmp_path / 'notes')!r}, i) for i in (0, 1)], 2",
         ),
         "loaders": (
-            "from test_core_stopping import Waiting",
+            "from test_runtime_stopping import Waiting",
             "loading",
             "load_items",
             f"Waiting({str(tmp_path / 'notes')!r}), range(2), 2, False",

@@ -1,0 +1,27 @@
+"""Which values a detector may see: the embeddings, and what it needs beside them. Labels are never among these."""
+
+from __future__ import annotations
+
+from detect import LocalDetector
+from experiments.pipeline.experiment import Experiment, ScoreSpec
+from experiments.pipeline.graph import Call
+
+PROVIDERS = {
+    "views": "views",
+    "drift": "drift",
+    "losses": "losses",
+    "encoder": "model",
+    "captions": "captions",
+    "images": "images",
+}
+"""What a detector may need beside embeddings -> the value that provides it."""
+
+
+def detector_inputs(experiment: Experiment, spec: ScoreSpec) -> dict[str, Call]:
+    """The values that the detector of `spec` takes, by parameter of its stage."""
+    detector = experiment.detector(spec)
+    calls = {need: Call(PROVIDERS[need]) for need in sorted(detector.needs) if need in PROVIDERS}
+    if isinstance(detector, LocalDetector):
+        width = experiment.table_width(detector.search)
+        calls["neighbours"] = Call("neighbours", {"search": detector.search, "k": width})
+    return {"embeddings": Call("embeddings")} | calls
