@@ -46,8 +46,8 @@ class Limits:
     """What an image must keep to.
 
     `max_pixels` and `max_bytes` are compared with the header and the file, before anything is decoded. To decode
-    takes up to 10 bytes of memory for each pixel (tests/unit/test_data_image_decoding.py), so that `max_pixels` bounds
-    the memory: 0.9 GB by default. WebP's decoder takes 16 bytes, and so is allowed half as many pixels.
+    takes up to 10 bytes of memory for each pixel (tests/unit/test_data_image_decoding.py), so that `max_pixels`
+    bounds the memory: 0.9 GB by default. WebP's decoder takes 16 bytes, and so is allowed half as many pixels.
     """
 
     min_side: int = 8
