@@ -40,9 +40,9 @@ STAGES = {
     "train": ["train"],
     "measure": ["measure"],
     "embed": ["embed"],
-    "neighbours": ["neighbours", "score"],
-    "views": ["views", "score"],
-    "score": ["score"],
+    "neighbours": ["neighbours", "score", "evaluate"],
+    "views": ["views", "score", "evaluate"],
+    "score": ["score", "evaluate"],
     "evaluate": ["evaluate"],
 }
 ROOM = (0, 0.3, 0.6, 0.9)  # of what the stage needs
