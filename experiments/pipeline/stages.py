@@ -21,6 +21,7 @@ from experiments.pipeline import values as stored
 from experiments.pipeline.detector_inputs import detector_inputs
 from experiments.pipeline.experiment import ScoreSpec, own_test_set
 from experiments.pipeline.graph import STAGES, Call, Run, stage
+from experiments.pipeline.rows import RunMetadata, write_cell
 from experiments.pipeline.values import DataSet, Poisoning, Scored, Trained, measure_model, with_targets
 from experiments.runtime.peak_memory import peak_memory
 from experiments.runtime.progress import bar
@@ -293,8 +294,6 @@ def evaluate(
     run: Run, pairs: Any, truth: np.ndarray, holds_target: np.ndarray, measures: Any, scores: Scored, *, spec: Any
 ) -> None:
     """compares scores with the plan: AUROC, AUPRC, FPR at 95 and 100 % TPR, recall at 1 % removed"""
-    from experiments.pipeline.evaluation import RunMetadata, write_cell
-
     metadata = RunMetadata.of(run.labels, measures, truth)
     write_cell(
         run.folder, metadata.row(spec, run.detector(spec)), np.asarray(pairs.ids), truth, holds_target, scores

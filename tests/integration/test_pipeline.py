@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 
 from experiments.clip import SmallCLIP
 from experiments.pipeline import config as schema
-from experiments.pipeline.evaluation import RunMetadata, _cell, run
+from experiments.pipeline.evaluation import _cell, run
+from experiments.pipeline.rows import RunMetadata
 from experiments.pipeline.runner import Runner
 from experiments.runtime.stopping import DiskFull
 
