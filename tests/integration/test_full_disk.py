@@ -94,7 +94,7 @@ def test_a_disk_full_at_a_stage(stage, finished, mounted):  # noqa: F811
         if said == table:  # a small stage has room now
             break
         names = "|".join(STAGES[stage])
-        assert re.fullmatch(rf"the disk of {store} is full \(({names}) \w+\)\. .* once there is room", said)
+        assert re.fullmatch(rf"the disk of {store} is full \(({names}) [\w-]+\)\. .* once there is room", said)
         stopped += 1
     assert stopped
     subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
