@@ -11,7 +11,7 @@ from detect.base import Detector
 from detect.embeddings import DetectorInputs
 from detect.metrics import robust_z
 
-SLIGHTEST = 1e-6  # a cosine cannot tell smaller drifts from none
+SLIGHTEST = 1e-6  # float32 cosines cannot resolve smaller drifts
 
 
 @dataclass(frozen=True, kw_only=True)

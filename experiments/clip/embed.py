@@ -140,7 +140,7 @@ def _by_row(
 
 
 def in_threads(get: Callable[[int], Any], count: int, threads: int) -> Iterator[Any]:
-    """get(0), get(1), ... in this order, a few of them ahead, by so many threads."""
+    """get(0), get(1), ... in this order, a few of them ahead, by `threads` threads."""
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[Any]] = deque()
         try:

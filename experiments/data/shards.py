@@ -52,7 +52,7 @@ class Shards:
         image_keys, caption_keys, json_key: file endings of the image and of the caption, the first that is
             there; in a `.json`, the caption is the value of `json_key`.
         follow_links: take shards that a folder or glob lists and that are links out of their folder.
-        subset: so many samples, drawn by `seed`; None: all. Damaged ones among them are left out.
+        subset: number of samples, drawn by `seed`; None: all. Damaged ones among them are left out.
         check: decode every image once beforehand (JPEGs at an eighth of their scale), so that damage is found
             before training.
         classes, holdout: as in `experiments.data.tables.Files`; `max_test` bounds what is held out.

@@ -50,8 +50,8 @@ class Files:
         quoting: whether double quotes enclose fields of a text table; default: unless the separator is a tab.
         encoding: of a text table; default: by its byte-order mark, else UTF-8.
         follow_links: whether symbolic links may lead out of `root`, as in Hugging Face's cache.
-        classes: zero-shot classes: a file with a name on each line, a list of names, or a number: so many of
-            the words that captions hold most often.
+        classes: zero-shot classes: a file with a name on each line, a list of names, or a number: that many of
+            the captions' most frequent words.
         holdout: share held out for evaluation of the samples whose caption names exactly one class; 0: none.
         max_damaged: largest share of damaged samples that is put up with.
         min_side, max_pixels: of an image.

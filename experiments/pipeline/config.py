@@ -204,7 +204,7 @@ def _names(value: str) -> list[str]:
     """The choices in `a`, `a,b` or `[a,b]`; none where there is no value or Hydra would have to work them out."""
     if not value or any(sign in value for sign in "($*"):
         return []
-    return [name.strip().strip("'\"") for name in value.strip("[]").split(",")]
+    return [name for part in value.strip("[]").split(",") if (name := part.strip().strip("'\""))]
 
 
 def _compose(overrides: list[str], folder: Path) -> DictConfig:

@@ -183,7 +183,7 @@ class Grouping:
             rows = np.unique(np.concatenate(parts))
             rows = rows[np.argsort(-percentile[rows], kind="stable")]
             inside = set(rows.tolist())
-            # Components of one crowd grow into each other.
+            # Components of one dense cluster grow into each other.
             double = any(len(inside & other) > len(inside) / 2 for other in taken)
             if len(rows) >= self.smallest and not double:
                 grown.append(rows)
