@@ -1,4 +1,4 @@
-"""Drift of gentle views, alone and with local density: closed forms, and what they must not depend on."""
+"""Drift of mild augmentations, alone and with local density: closed forms, and what they must not depend on."""
 
 import math
 from dataclasses import replace
