@@ -1,4 +1,4 @@
-"""What a scan finds: the table of its samples, those without a score, and the measures where there is a truth."""
+"""What a scan finds: a table of its samples, those without a score, and metrics where the poisons are known."""
 
 from __future__ import annotations
 
