@@ -1,4 +1,4 @@
-"""A 2-D view of the image embeddings, coloured by a detector's score and by the truth."""
+"""A 2-D view of the image embeddings, coloured by a detector's score and by the plan's labels."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def embedding(
     method: str = "PCA",
     about: str = "",
 ) -> Figure:
-    """A 2-D view (n, 2) of the embedding: coloured by a detector's score, and by the truth.
+    """A 2-D view (n, 2) of the embedding: coloured by a detector's score, and by the plan's labels.
 
     Colours of the score are its rank, because scores are skewed. `is_target` (n,) marks clean samples of the
     class that the attack aims at.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PANELS = 16  # at most so many attacks in one figure
+PANELS = 16  # largest number of attacks in one figure
 
 
 def headline(rows: pd.DataFrame) -> pd.Series:

@@ -73,7 +73,7 @@ class StoredCell:
 
     @property
     def is_poison(self) -> np.ndarray:
-        """(n,) bool: what there was to be found."""
+        """(n,) bool: the samples that should be found."""
         return self._table.column("is_poison").to_numpy(zero_copy_only=False)
 
 

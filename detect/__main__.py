@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, default=2048, help="samples of a neighbourhood scope (2048)")
     parser.add_argument("--full", action="store_true", help="search among all samples instead of in batches")
     parser.add_argument("--reference", nargs="+", type=Path, help="search among these trusted embeddings instead")
-    parser.add_argument("--raw", action="store_true", help="keep lengths; else rows are brought to unit length")
+    parser.add_argument("--raw", action="store_true", help="keep the norms; else rows are brought to unit norm")
     parser.add_argument("--device", help="where to search, such as cpu (a GPU if there is one)")
     parser.add_argument("--seed", type=int, default=0, help="of the random batches (0)")
     parser.add_argument("--top", type=int, default=10, help="most suspicious rows to print (10)")

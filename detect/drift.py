@@ -11,12 +11,12 @@ from detect.base import Detector
 from detect.embeddings import DetectorInputs
 from detect.metrics import robust_z
 
-SLIGHTEST = 1e-6  # a cosine cannot tell smaller drifts from none
+SLIGHTEST = 1e-6  # float32 cosines cannot resolve smaller drifts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drift(Detector):
-    """The most unusual move of the image's embedding f(x), over gentle views v of the image x:
+    """The most unusual move of the image's embedding f(x), over mild augmentations v of the image x:
 
         max over v of z_v(x), the robust z-score over the data of ln(1 - cos(f(x), f(v(x)))).
 

@@ -58,7 +58,7 @@ def pyod_class(name: str) -> Any:
     wanted = name.lower().replace("_", "")
     if wanted not in modules:
         close = difflib.get_close_matches(wanted, modules, n=1)
-        hint = f"; did you mean {close[0].upper()}?" if close else ""
+        hint = f"; did you mean {close[0].upper()}?" if close else "."
         raise ValueError(f"PyOD has no detector {name!r}{hint} It has {', '.join(sorted(modules))}")
     module = import_module(f"pyod.models.{modules[wanted]}")
     for label, value in vars(module).items():

@@ -16,7 +16,8 @@ from detect.embeddings import DetectorInputs
 class SafeCLIP(Detector):
     """1 - P(safe), where safe is the component of larger mean in a mixture of two Gaussians on cos(image, text).
 
-    SafeCLIP trains its own model with in-modality losses first; here the mixture looks at the model at hand.
+    SafeCLIP trains its own model with in-modality losses first; here the mixture is fitted to the
+    similarities of the given model.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"text"})

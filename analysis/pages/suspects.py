@@ -194,7 +194,7 @@ def summary(result: ScanResult) -> str:
     lines += ["## Groups that a model could learn", "", *_group_lines(result.groups), ""]
     lines += ["## Most suspicious samples", "", *_suspect_lines(result)]
     if result.metrics:
-        lines += ["", "## Against the truth at hand", "", f"{metadata['truth']:,} samples to be found.", ""]
+        lines += ["", "## Compared with the known labels", "", f"{metadata['truth']:,} samples to be found.", ""]
         lines += _metric_lines(result.metrics)
     return "\n".join(lines) + "\n"
 

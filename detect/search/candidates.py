@@ -108,7 +108,7 @@ def _among_themselves(search: PreparedRows, bfloat16: bool) -> _Blocks:
         table = partition_candidates(search, cells, n_candidates, report)
     else:
         n_candidates = pilot.candidates_needed(search, dtype, rho)
-        if n_candidates > 4 * search.k + 64:  # measuring so many costs more than float32 products
+        if n_candidates > 4 * search.k + 64:  # measuring these costs more than float32 products
             (dtype, rho), n_candidates = exact, search.k + 1 + EXTRA
         table = tile_candidates(search.base, search.centre, min(n, n_candidates), dtype, report)
     for begin in range(0, n, 4096):

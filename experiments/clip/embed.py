@@ -1,4 +1,4 @@
-"""Embed every sample, and gentle views of its image, written by row and asserted filled."""
+"""Embed every sample, and mild augmentations of its image, written by row and asserted filled."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def agreement_of_views(
     threads: bool = False,
     batch: int = 256,
 ) -> np.ndarray:
-    """Cosine of every gentle view of each image with its caption, (n, views) float32, in the order of `VIEWS`.
+    """Cosine of each image's mild augmentations with its caption, (n, views) float32, in the order of `VIEWS`.
 
     workers, threads: as of `embed`.
     """
@@ -84,10 +84,15 @@ def agreement_of_views(
 
 
 def drift_of_views(
-    model: TrainedModel, pairs: Pairs, embeddings: Embeddings, *, workers: int = 0, threads: bool = False,
+    model: TrainedModel,
+    pairs: Pairs,
+    embeddings: Embeddings,
+    *,
+    workers: int = 0,
+    threads: bool = False,
     batch: int = 256,
-) -> np.ndarray:  # fmt: skip
-    """1 - cosine of each image with its gentle views, (n, views) float32, in the order of `DRIFT`.
+) -> np.ndarray:
+    """1 - cosine of each image with its mild augmentations, (n, views) float32, in the order of `DRIFT`.
 
     workers, threads: as of `embed`.
     """
@@ -140,7 +145,7 @@ def _by_row(
 
 
 def in_threads(get: Callable[[int], Any], count: int, threads: int) -> Iterator[Any]:
-    """get(0), get(1), ... in this order, a few of them ahead, by so many threads."""
+    """get(0), get(1), ... in this order, a few of them ahead, by `threads` threads."""
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[Any]] = deque()
         try:

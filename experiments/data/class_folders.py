@@ -46,7 +46,7 @@ class ClassFolders:
             for each class, `folder name<TAB>class name`, or class names alone in the folders' order;
             None: the folders' own names, `_` read as a space.
         per_class: number of images of each class, the first by name; None: all.
-        max_damaged: largest share of damaged images that is put up with.
+        max_damaged: largest share of damaged images that is allowed.
         follow_links: whether symbolic links may lead out of `path`.
     """
 

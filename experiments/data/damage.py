@@ -85,7 +85,7 @@ class DamageReport:
     def __str__(self) -> str:
         if not self.bad:
             sound = f"all {self.total:,} samples are sound"
-            return sound if self.decoded else f"{sound} as far as the shards tell; no image was decoded"
+            return sound if self.decoded else f"{sound} as far as the shards show; no image was decoded"
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in self.counts().items())
         return f"{self.bad:,} of {self.total:,} samples left out ({self.share:.2%}): {kinds}"
 

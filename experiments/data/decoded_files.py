@@ -77,7 +77,7 @@ class DecodedFiles:
             for job, _ in run_jobs(_decode, todo, workers):
                 shown.update(len(job.paths))
         report = DamageReport(decoded=bool(self.tried.all()))
-        report.add(len(self.paths), self._findings(jobs))
+        report.add(len(self.paths), self._issues(jobs))
         report.finalise(self.folder, max_damaged)
         bad = [issue.id for issue in report.issues if not issue.note]
         return np.setdiff1d(np.arange(len(self.paths)), bad)
@@ -91,7 +91,7 @@ class DecodedFiles:
                 jobs.append(_Job(self.source, paths, self.slots[chunk], begin, self.folder, self.size, self.limits))
         return jobs
 
-    def _findings(self, jobs: Sequence[_Job]) -> list[Issue]:
+    def _issues(self, jobs: Sequence[_Job]) -> list[Issue]:
         return [Issue(**issue) for job in jobs for issue in json.loads(job.part.read_text())]
 
     def move(self, ids: np.ndarray, file: Path) -> None:

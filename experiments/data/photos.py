@@ -160,10 +160,20 @@ SETS = {
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.data.photos", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(SETS)}; default: all")
-    parser.add_argument("--to", type=Path, default=Path(os.environ.get("LOOKOUT_DATA", "data")), metavar="FOLDER",
-                        help="where the data sets go (default: $LOOKOUT_DATA, or data)")  # fmt: skip
-    parser.add_argument("--from", dest="source", type=Path, metavar="FOLDER",
-                        help="unpack <FOLDER>/<name>.tar.xz instead of fetching")  # fmt: skip
+    parser.add_argument(
+        "--to",
+        type=Path,
+        default=Path(os.environ.get("LOOKOUT_DATA", "data")),
+        metavar="FOLDER",
+        help="where the data sets go (default: $LOOKOUT_DATA, or data)",
+    )
+    parser.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        metavar="FOLDER",
+        help="unpack <FOLDER>/<name>.tar.xz instead of fetching",
+    )
     given = parser.parse_args(arguments)
     if unknown := [name for name in given.names if name not in SETS]:
         parser.error(f"there is no data set {unknown[0]!r}; there are {', '.join(SETS)}")

@@ -52,11 +52,11 @@ class Shards:
         image_keys, caption_keys, json_key: file endings of the image and of the caption, the first that is
             there; in a `.json`, the caption is the value of `json_key`.
         follow_links: take shards that a folder or glob lists and that are links out of their folder.
-        subset: so many samples, drawn by `seed`; None: all. Damaged ones among them are left out.
+        subset: number of samples, drawn by `seed`; None: all. Damaged ones among them are left out.
         check: decode every image once beforehand (JPEGs at an eighth of their scale), so that damage is found
             before training.
         classes, holdout: as in `experiments.data.tables.Files`; `max_test` bounds what is held out.
-        max_damaged: largest share of damaged samples that is put up with.
+        max_damaged: largest share of damaged samples that is allowed.
         min_side, max_pixels, max_bytes: of an image.
         seed: decides the subset and what is held out.
     """
@@ -204,7 +204,7 @@ class Shards:
             columns = {"id": pa.array(part["position"].to_numpy() + first)}
             columns["shard"] = pa.array(np.full(len(part), number, dtype=np.int32))
             tables.append(pa.table({**columns, **{k: part[k] for k in ("offset", "length", "caption")}}))
-        # How many samples a cut or missing shard has lost can only be told from the other shards.
+        # How many samples a cut or missing shard has lost can only be estimated from the other shards.
         typical = int(np.median(samples[samples > 0])) if samples.any() else 1
         for i, issue in enumerate(issues):
             if issue.id < 0 and not issue.note:

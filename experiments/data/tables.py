@@ -50,10 +50,10 @@ class Files:
         quoting: whether double quotes enclose fields of a text table; default: unless the separator is a tab.
         encoding: of a text table; default: by its byte-order mark, else UTF-8.
         follow_links: whether symbolic links may lead out of `root`, as in Hugging Face's cache.
-        classes: zero-shot classes: a file with a name on each line, a list of names, or a number: so many of
-            the words that captions hold most often.
+        classes: zero-shot classes: a file with a name on each line, a list of names, or a number: that many of
+            the captions' most frequent words.
         holdout: share held out for evaluation of the samples whose caption names exactly one class; 0: none.
-        max_damaged: largest share of damaged samples that is put up with.
+        max_damaged: largest share of damaged samples that is allowed.
         min_side, max_pixels: of an image.
         seed: decides what is held out.
     """
@@ -138,7 +138,7 @@ class Files:
                     raise DecodeError("broken file name", f"no text, but of the type {type(path).__name__}")
             except DecodeError as damage:
                 rows.captions.append(None)
-                rows.issues.append(_finding(row, rows.paths[row], damage))
+                rows.issues.append(_issue(row, rows.paths[row], damage))
                 continue
             rows.captions.append(text)
             rows.notes += [Issue(row, rows.paths[row] or "", note, note=True) for note in notes]
@@ -220,5 +220,5 @@ class _Rows:
     notes: list[Issue] = field(default_factory=list)
 
 
-def _finding(row: int, path: str | None, damage: DecodeError) -> Issue:
+def _issue(row: int, path: str | None, damage: DecodeError) -> Issue:
     return Issue(row, path or "", damage.kind, damage.detail)

@@ -115,7 +115,7 @@ def is_plain(arguments: Sequence[str]) -> bool:
 
 def refused(arguments: Sequence[str]) -> str | None:
     """One line on what cannot be composed of the command line; None if it can, or if only Hydra can tell."""
-    if found := renamed(arguments):
+    if found := renamed(arguments) or _empty_choice(arguments, CONF):
         return found
     if not is_plain(arguments):
         return None
@@ -186,6 +186,16 @@ def _groups(folder: Path) -> dict[str, Path]:
     return {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_dir()}
 
 
+def _empty_choice(arguments: Sequence[str], folder: Path) -> str | None:
+    """The first group that is given nothing to choose: `detector=[]`, `attack=`."""
+    groups = _groups(folder)
+    for key, sign, value in (argument.partition("=") for argument in arguments):
+        if sign and not value.strip(" []'\",") and key in groups and not key.startswith("hydra"):
+            choices = sorted(path.stem for path in groups[key].glob("[!_]*.yaml"))
+            return f"{key}={value}: must name at least one choice ({key} is one of {', '.join(choices)})"
+    return None
+
+
 def _unknown_choice(given: Sequence[tuple[str, str]], folder: Path) -> str | None:
     """The first choice that its group does not have; files that choices share (`_*.yaml`) are none."""
     groups = _groups(folder)
@@ -201,10 +211,10 @@ def _unknown_choice(given: Sequence[tuple[str, str]], folder: Path) -> str | Non
 
 
 def _names(value: str) -> list[str]:
-    """The choices in `a`, `a,b` or `[a,b]`; none where there is no value or Hydra would have to work them out."""
+    """The choices in `a`, `a,b`, `[a,b]` or `[a],[b]`; none where only Hydra can work them out."""
     if not value or any(sign in value for sign in "($*"):
         return []
-    return [name.strip().strip("'\"") for name in value.strip("[]").split(",")]
+    return [name for part in value.split(",") if (name := part.strip(" []'\""))]
 
 
 def _compose(overrides: list[str], folder: Path) -> DictConfig:

@@ -40,7 +40,7 @@ class RunResult:
 
     cells: list[Cell]
     pairs: PoisonedPairs
-    truth: np.ndarray  # (n,) bool: what there was to be found
+    truth: np.ndarray  # (n,) bool: the samples that should be found
     embeddings: Embeddings
     metadata: Mapping[str, Any]
     history: list[dict[str, Any]]  # one dictionary of measures per epoch of training

@@ -100,7 +100,7 @@ class Experiment:
             self._check_for(pairs)
 
     def _check_for(self, pairs: int) -> None:
-        """Refuse what cannot be drawn for so many pairs, or has too few of them in a scope."""
+        """Refuse an attack that cannot be drawn for this number of pairs, or a scope with too few of them."""
         self.attack.check(pairs, self.model_spec.size)
         if self.model_spec.trains and self.training.batch_size > pairs:
             raise ValueError(

@@ -294,7 +294,5 @@ def evaluate(
     run: Run, pairs: Any, truth: np.ndarray, holds_target: np.ndarray, measures: Any, scores: Scored, *, spec: Any
 ) -> None:
     """compares scores with the plan: AUROC, AUPRC, FPR at 95 and 100 % TPR, recall at 1 % removed"""
-    metadata = RunMetadata.of(run.labels, measures, truth)
-    write_cell(
-        run.folder, metadata.row(spec, run.detector(spec)), np.asarray(pairs.ids), truth, holds_target, scores
-    )
+    row = RunMetadata.of(run.labels, measures, truth).row(spec, run.detector(spec))
+    write_cell(run.folder, row, np.asarray(pairs.ids), truth, holds_target, scores)

@@ -196,7 +196,7 @@ def summary(result: RunResult) -> dict[str, Any]:
 
 
 def _label(row: Mapping[str, Any]) -> str:
-    """`slof` on normalised embeddings (or where length makes no difference), `slof_raw` on raw ones."""
+    """`slof` on normalised embeddings (or where the norm makes no difference), `slof_raw` on raw ones."""
     return f"{row['detector']}_raw" if row.get("normalise") is False else str(row["detector"])
 
 

@@ -1,7 +1,7 @@
-"""`task=defences`: removing the suspects against ways to train that are meant to need no removal.
+"""`task=defences`: compares removing the suspects with ways to train that are meant to need no removal.
 
-All of them meet the same poisoned data: trained on as usual, by each of `ways`, and without what the scan ranks
-first; training on clean data is what can be hoped for.
+All of them get the same poisoned data: as usual, by each of `ways`, and without the samples that the scan ranks
+first. A training on clean data shows the best possible result.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Defence:
     name: its row in the table.
     train: what differs from the configuration's `train`.
     finetune: None: it trains from scratch on the poisoned data. Otherwise the model that saw them is trained on,
-        with so large a share of the pairs as they were before the attack: those that a defender has checked.
+        with this share of the pairs as they were before the attack: those that a defender has checked.
     """
 
     name: str

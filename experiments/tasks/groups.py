@@ -1,6 +1,6 @@
 """Natural backdoors: groups of suspects that a model could learn to answer with one caption.
 
-The paper's find in CC3M is the case to have in mind: 798 near-identical pictures of a birthday cake, all with the
+The typical case is one that the paper found in CC3M: 798 near-identical pictures of a birthday cake, all with the
 caption "the birthday cake with candles in the form of a number icon", act as a trigger that nobody planted. A
 planted one is a group of the same kind.
 
@@ -75,9 +75,9 @@ class Grouping:
     """How suspects are grouped.
 
     suspects: share of the samples, the most suspicious, that groups start from; at most `most_suspects`.
-    near: cosine from which images count as near-identical.
-    like: cosine from which images under a near-shared caption are linked.
-    shared: share of words in common (Jaccard) from which captions are near-shared.
+    near_cosine: cosine from which images count as near-identical.
+    like_cosine: cosine from which images under a near-shared caption are linked.
+    caption_jaccard: share of words in common (Jaccard) from which captions are near-shared.
     smallest: members that a group must have.
     alarm_size, alarm_strength: a group is reported as alarming if it reaches both.
     """
@@ -183,7 +183,7 @@ class Grouping:
             rows = np.unique(np.concatenate(parts))
             rows = rows[np.argsort(-percentile[rows], kind="stable")]
             inside = set(rows.tolist())
-            # Components of one crowd grow into each other.
+            # Components of one dense cluster grow into each other.
             double = any(len(inside & other) > len(inside) / 2 for other in taken)
             if len(rows) >= self.smallest and not double:
                 grown.append(rows)

@@ -42,7 +42,7 @@ class Scan:
     rank_by: "density", the mean of the ranks that SLOF, LOF and DAO give (those of them that were chosen), or one
         detector's column, such as `dao` or `slof_raw`.
     gallery: suspects shown.
-    shards_per_part: scan so many shards at a time; None: everything at once.
+    shards_per_part: scan this number of shards at a time; None: everything at once.
     part, parts: of the parts, compute only every `parts`-th, from the `part`-th on, and report nothing.
     holdout: share of the data that its reader leaves out, for evaluation; a scan wants all.
     """

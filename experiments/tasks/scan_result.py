@@ -1,4 +1,4 @@
-"""What a scan finds: the table of its samples, those without a score, and the measures where there is a truth."""
+"""What a scan finds: a table of its samples, those without a score, and metrics where the poisons are known."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ScanResult:
         most suspicious), group (1 is the strongest, 0: none); `score` orders them, `p` is the share of all samples
         that score at least as high.
     unscored: a row per sample that the reader left out: id, key, shard, url, status (why).
-    truth: (n,) bool where a plan or a planted natural backdoor is at hand.
+    truth: (n,) bool where a plan or a planted natural backdoor is known.
     failed: detector -> its error.
     """
 

@@ -1,4 +1,4 @@
-"""Which samples of a scan count as suspects: so many of them, or as many as an error rate allows.
+"""Which samples of a scan count as suspects: a given number of them, or as many as an error rate allows.
 
 Every rule follows the order of the scan's one score, so that it never removes a sample and keeps another that ranks
 above it (samples known to be clean, which are always kept, apart).
@@ -28,7 +28,7 @@ class Threshold:
     """Which samples count as suspects; exactly one of the first four is given.
 
     share: this share of the samples, the most suspicious.
-    count: so many of them.
+    count: this number of them.
     false_positives: as many as can be removed while at most this share of the clean samples is expected to go.
     fdr: as many as can be removed while at most this share of the removed is expected to be clean.
     reference: a file that names samples known to be clean, by which the last two are calibrated: Parquet or CSV
@@ -110,7 +110,7 @@ class Threshold:
             )
 
     def _say(self, number: int) -> None:
-        """How sure a calibration on so many samples is."""
+        """How sure a calibration on this number of samples is."""
         rate = self.false_positives
         if rate is None:
             log.info("calibrated on %d samples known to be clean", number)

@@ -55,8 +55,8 @@ from detect.embeddings import DetectorInputs
 class Mine(Detector):
     """|| x - mean(x) ||."""
 
-    def _score(self, evidence: DetectorInputs) -> np.ndarray:
-        image = evidence.embeddings.image
+    def _score(self, inputs: DetectorInputs) -> np.ndarray:
+        image = inputs.embeddings.image
         return np.linalg.norm(image - image.mean(axis=0), axis=1)
 '''
 TRIGGER = '''"""A bar at the top of the image."""

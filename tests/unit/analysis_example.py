@@ -25,7 +25,7 @@ DETECTORS = {  # name: (shift of the poisons in standard deviations, normalised 
     "slof": (3.4, 2.8),
     "lof": (3.6, 2.6),
     "dao": (3.2, 2.7),
-    "isolation_forest": (0.4, 1.1),
+    "forest": (0.4, 1.1),
     "clip_score": (-0.9, None),
     "norm": (None, 0.8),
 }

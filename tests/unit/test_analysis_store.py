@@ -259,7 +259,7 @@ def test_an_auroc_of_the_papers_stands_beside_ours_on_raw_embeddings(summary):
     ],
 )
 def test_unlike_data_and_test_sets_are_never_compared(summary, changes, compared):
-    table = published.side_by_side({"study": at_papers_scale(summary, **changes)})
+    table = published.side_by_side({"group": at_papers_scale(summary, **changes)})
     both = table[(table.paper != "") & (table.ours != "")]
     assert set(both["quantity"]) == compared
 

@@ -257,7 +257,7 @@ def test_descriptions_that_open_clip_cannot_build(part, values, said, folder):
 
 
 def test_an_evil_folder_leaves_no_mark(folder, tmp_path):
-    """With transformers at hand, where it ran the folder's Python."""
+    """With transformers installed, where it ran the folder's Python."""
     pytest.importorskip("transformers")
     mark = tmp_path / "mark"
     (folder / "evil.py").write_text(f"open({str(mark)!r}, 'w')\nclass Evil: ...\n")

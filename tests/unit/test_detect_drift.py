@@ -1,4 +1,4 @@
-"""Drift of gentle views, alone and with local density: closed forms, and what they must not depend on."""
+"""Drift of mild augmentations, alone and with local density: closed forms, and what they must not depend on."""
 
 import math
 from dataclasses import replace
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
-from test_detect_views import crowd, photographs
+from test_detect_views import photographs, poison_cluster
 
 from detect import LOF, SLOF, DetectorInputs, Drift, DriftDensity, Embeddings
 from detect.metrics import rank_share, robust_z
@@ -88,7 +88,7 @@ def test_an_image_that_does_not_move_at_all_is_not_suspicious():
 
 
 def test_drift_density_is_fishers_combination_of_density_and_drift():
-    image, _ = crowd(poisons=20)
+    image, _ = poison_cluster(poisons=20)
     inputs = given(np.random.default_rng(2).random((len(image), 3)) + 0.1, image)
     density = np.max([robust_z(np.log(kind(k=k).score(inputs))) for kind in (SLOF, LOF) for k in (10, 40)], axis=0)
     u, v = rank_share(density), rank_share(Drift().score(inputs))
@@ -101,7 +101,7 @@ def test_drift_density_is_fishers_combination_of_density_and_drift():
 
 @pytest.mark.parametrize("poisons", [8, 30, 120])
 def test_drift_density_holds_where_poisons_outnumber_k_and_where_triggers_survive_the_views(poisons):
-    image, truth = crowd(poisons)
+    image, truth = poison_cluster(poisons)
     rng = np.random.default_rng(3)
     drift = np.exp(rng.normal(-3, 0.3, (len(image), 3)))
     hanging = drift.copy()

@@ -90,8 +90,8 @@ def test_share_lies_between_0_and_1_and_ties_share_their_mean():
     np.testing.assert_allclose(rank_share(np.array([3.0, 1.0, 3.0, 2.0])), [0.75, 0.125, 0.75, 0.375])
 
 
-def crowd(poisons, seed=0):
-    """1,200 clean samples in 24 concepts of 3 dimensions, and poisons as one crowd of 12: (image, truth)."""
+def poison_cluster(poisons, seed=0):
+    """1,200 clean samples in 24 concepts of 3 dimensions, and poisons as one cluster of 12: (image, truth)."""
     rng = np.random.default_rng(seed)
     centres = rng.standard_normal((25, 24))
     clean = [centre + 0.2 * rng.standard_normal((50, 3)) @ rng.standard_normal((3, 24)) for centre in centres[:24]]
@@ -101,7 +101,7 @@ def crowd(poisons, seed=0):
 
 
 def test_tandem_holds_where_the_poisons_outnumber_k_and_slof_collapses():
-    image, truth = crowd(poisons=120)
+    image, truth = poison_cluster(poisons=120)
     rng = np.random.default_rng(1)
     text = np.tile(np.float32([1] * 24), (len(image), 1))
     embeddings = Embeddings(np.arange(len(image)), image, text)
@@ -116,7 +116,7 @@ def test_tandem_holds_where_the_poisons_outnumber_k_and_slof_collapses():
 )
 def test_tandem_holds_where_one_sign_of_the_neighbourhood_fails(poisons, failing):
     """And without Flicker's help: no view costs anything."""
-    image, truth = crowd(poisons)
+    image, truth = poison_cluster(poisons)
     embeddings = Embeddings(np.arange(len(image)), image, image)
     given = DetectorInputs(embeddings, views=np.ones((len(image), 2)))
     assert roc_auc_score(truth, failing.score(embeddings)) < 0.5
@@ -124,7 +124,7 @@ def test_tandem_holds_where_one_sign_of_the_neighbourhood_fails(poisons, failing
 
 
 def test_tandem_is_fishers_combination_of_neighbourhood_and_flicker():
-    image, _ = crowd(poisons=20)
+    image, _ = poison_cluster(poisons=20)
     embeddings = Embeddings(np.arange(len(image)), image, image)
     given = DetectorInputs(embeddings, views=np.random.default_rng(2).random((len(image), 2)))
     wide, narrow, ratio = (rank_share(sign.score(embeddings)) for sign in (LID(k=10), LID(k=5), LOF(k=5)))

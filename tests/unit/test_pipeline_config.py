@@ -115,6 +115,15 @@ def test_the_new_names_exist():
         assert all((FOLDER / group / f"{name}.yaml").exists() for name in VALUES[group].values())
 
 
+@pytest.mark.parametrize("others", [[], ["-m"]])
+@pytest.mark.parametrize("argument", ["detector=[]", "detector=[ ]", "attack=", "train/loss="])
+def test_a_group_without_a_choice_is_one_line(argument, others):
+    group = argument.partition("=")[0]
+    found = config.refused([*others, argument])
+    assert found is not None
+    assert found.startswith(f"{argument}: must name at least one choice ({group} is one of ")
+
+
 def test_known_words_need_no_explanation():
     known = [
         "data=webdataset",
@@ -139,6 +148,8 @@ def test_known_words_need_no_explanation():
         ["experiment=k", "scale.k=4,8"],  # a sweep, as the experiment asks for one
         ["task=defences", "~task.ways.safeclip"],
         ["hydra/launcher=processes", "train/loss=siglip"],
+        ["-m", "detector=[slof],[dao,lof]"],
+        ["~experiment"],
         ["--cfg", "job"],
     ],
 )

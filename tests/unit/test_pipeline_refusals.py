@@ -134,7 +134,7 @@ def test_failed_detectors_of_a_scan_are_counted(tmp_path, monkeypatch):
     from experiments.tasks import perform as tasks
 
     result = SimpleNamespace(failed={"pyod": "no"}, write=lambda folder: ("", [{"n": 1}]))
-    task = SimpleNamespace(run=lambda study: result)
+    task = SimpleNamespace(run=lambda runner: result)
     tally = tasks.carry_out(task, SimpleNamespace(store="s"), tmp_path)
     assert (tally.done, tally.failed) == (1, 1)
     result.scan, result.failed = SimpleNamespace(failed={}), {"x": 1}  # of a cleaning the scan's count

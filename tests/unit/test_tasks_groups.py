@@ -59,7 +59,7 @@ def test_the_planted_group_is_on_top_and_whole(seed):
 def test_clean_data_do_not_alarm(seed):
     clean = Planted(copies=0, seed=seed)
     groups = Grouping(suspects=0.1, near_cosine=0.9, like_cosine=0.8).find(clean, clean.score)
-    assert groups  # the classes' own crowds
+    assert groups  # the classes' own clusters
     assert [group for group in groups if group.alarming] == []
 
 
