@@ -38,9 +38,8 @@ class Fields:
             object.__setattr__(self, name, keys)
 
 
-PICTURES = frozenset(
-    (*Fields.image_keys, "jpe", "jfif", "apng", "dib", "heic", "heif", "jxl", "jp2", "j2k", "jpx")
-    + ("ppm", "pgm", "pbm", "pnm", "pfm", "tga", "ico", "psd")
+PICTURES = frozenset(Fields.image_keys).union(
+    "jpe jfif apng dib heic heif jxl jp2 j2k jpx ppm pgm pbm pnm pfm tga ico psd".split()
 )
 """Endings that some trainer decodes as a picture, whatever Lookout was told to read."""
 
