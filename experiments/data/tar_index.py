@@ -38,9 +38,9 @@ class Fields:
             object.__setattr__(self, name, keys)
 
 
-PICTURES = frozenset(Fields.image_keys).union(
-    "jpe jfif apng dib heic heif jxl jp2 j2k jpx ppm pgm pbm pnm pfm tga ico psd".split()
-)
+_RARE = ("jpe", "jfif", "apng", "dib", "heic", "heif", "jxl", "jp2", "j2k", "jpx")
+_NETPBM = ("ppm", "pgm", "pbm", "pnm", "pfm")
+PICTURES = frozenset((*Fields.image_keys, *_RARE, *_NETPBM, "tga", "ico", "psd"))
 """Endings that some trainer decodes as a picture, whatever Lookout was told to read."""
 
 _NOT_FILES = ("hard link", "symbolic link", "device", "unknown type")  # WebDataset passes them over
