@@ -11,6 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 MAX_SEED = 2**32 - 1
 """The largest that numpy, scikit-learn and torch all take."""
 
+MOST_PROCESSES = 1024
+"""More workers or threads than any machine has use for; far more bring it to a stop."""
+
 _KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
     int: ((int,), "a whole number"),
     float: ((int, float), "a number"),
@@ -98,6 +101,9 @@ def check_runtime(runtime: DictConfig) -> None:
         value = runtime[name]
         if value is not None and value < least:
             raise ValueError(f"runtime.{name} must be at least {least}, got {value}")
+    for name in ("workers", "threads"):
+        if (runtime[name] or 0) > MOST_PROCESSES:
+            raise ValueError(f"runtime.{name} must be at most {MOST_PROCESSES}, got {runtime[name]}")
     if not runtime.store.strip():
         raise ValueError(f"runtime.store must name a folder, got {runtime.store!r}")
     if runtime.decoder not in ("pillow", "device"):

@@ -231,6 +231,8 @@ def test_options_of_tasks_are_checked(task, option):
         ("runtime.workers=-1", "runtime.workers must be at least 0, got -1"),
         ("runtime.threads=0", "runtime.threads must be at least 1, got 0"),
         ("runtime.log_every=-1", "runtime.log_every must be at least 0, got -1"),
+        ("runtime.workers=1000000", "runtime.workers must be at most 1024, got 1000000"),
+        ("runtime.threads=1000000", "runtime.threads must be at most 1024, got 1000000"),
         ("runtime.store=''", "runtime.store must name a folder, got ''"),
         ("runtime.decoder=x", "runtime.decoder must be pillow or device, got 'x'"),
     ],
