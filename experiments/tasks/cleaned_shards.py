@@ -115,7 +115,7 @@ def _write(data: Shards, source: Path, target: Path, kept: set[int], seen: Colle
             source.name,
             len(copy.folded),
         )
-    if not _is_whole(data, target, copy):
+    if not (_is_whole(data, target, copy) and copy.is_in(source, target)):
         unfinished = target.with_name(target.name + PARTIAL)
         copy.write(source, unfinished)
         if not _is_whole(data, unfinished, copy):

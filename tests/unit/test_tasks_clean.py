@@ -158,6 +158,17 @@ def test_a_second_image_of_a_sample_does_not_come_through_unseen(tmp_path, secon
     assert (report["0.tar"]["written"], report["0.tar"]["unseen"]) == (2, 0 if keep else 2)
 
 
+def test_a_finished_shard_that_has_changed_is_written_anew(exported, fates, tmp_path):
+    """Its size and its keys are as they were; one byte of a picture is not."""
+    _, data = exported
+    rewrite(data, fates, tmp_path / "new", SETTINGS)
+    file = sorted((tmp_path / "new").glob("*.tar"))[0]
+    whole = file.read_bytes()
+    file.write_bytes(whole[:700] + bytes([whole[700] ^ 1]) + whole[701:])
+    rewrite(data, fates, tmp_path / "new", SETTINGS)
+    assert file.read_bytes() == whole
+
+
 def test_counts_that_do_not_come_out_are_refused(exported, fates, tmp_path):
     _, data = exported
     assert tally(fates, len(fates))["members"] == len(fates)
