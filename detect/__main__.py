@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 DETECTORS = {"kdist": KDistance, "lid": LID, "slof": SLOF, "lof": LOF, "dao": DAO, "forest": IsolationForest}
 ENDINGS = (".csv", ".parquet")
+MAX_SEED = 2**32 - 1  # that scikit-learn takes
 HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 """Unicode's categories of characters that steer a terminal or the order of letters, or that no file can hold."""
 
@@ -98,6 +99,8 @@ def _checked(options: argparse.Namespace) -> dict[str, Any]:
     for name, least in (("top", 1), ("seed", 0)):
         if getattr(options, name) < least:
             raise ValueError(f"--{name} must be at least {least}, got {getattr(options, name)}")
+    if options.seed > MAX_SEED:
+        raise ValueError(f"--seed must be at most {MAX_SEED}, got {options.seed}")
     if options.device is not None:
         _require_device(options.device)
     return {name: _built(name, options) for name in options.detectors}
@@ -173,6 +176,8 @@ def _opened(file: Path) -> np.ndarray:
         reason = (str(error).splitlines() or ["empty"])[0]
         if not file.stat().st_size or "mmap" in reason:
             reason = f"it is empty or cut short, at {file.stat().st_size:,} bytes"
+        elif "pickle" in reason:  # numpy takes all that it does not know for one
+            reason = "it begins with something else"
         raise ValueError(f"{file} is no .npy file of numbers: {reason}") from None
     if isinstance(part, np.lib.npyio.NpzFile):
         names = ", ".join(part.files[:8])

@@ -166,12 +166,16 @@ class _Knn:
     update: Callable[[float], Any] | None
     device: str | None
 
+    def check(self, rows: int, scope: str, exclude_self: bool = True) -> None:
+        """ValueError if a scope of so many rows has fewer than k neighbours for each."""
+        most = rows - exclude_self
+        if not 1 <= self.k <= most:
+            rule = f"in 1..{most} for a {scope} of {rows} rows" + (" (self excluded)" if exclude_self else "")
+            raise ValueError(f"k must lie {rule}, got {self.k}")
+
     def __call__(self, queries: np.ndarray, base: np.ndarray, scope: str, *, exclude_self: bool = True) -> Nearest:
         """exclude_self: the queries are the rows of the base, and none is its own neighbour."""
-        most = len(base) - exclude_self
-        if not 1 <= self.k <= most:
-            rule = f"in 1..{most} for a {scope} of {len(base)} rows" + (" (self excluded)" if exclude_self else "")
-            raise ValueError(f"k must lie {rule}, got {self.k}")
+        self.check(len(base), scope, exclude_self)
         return nearest(
             queries,
             base,
@@ -221,6 +225,7 @@ def _in_batches(points: np.ndarray, search: NeighbourSearch, knn: _Knn) -> Neigh
     parts, n, d = points.shape
     batches = list(batch_rows(n, search.batch_size, search.seed))
     size = parts * len(batches[0][0])  # rows of the table per batch
+    knn.check(size, "batch")  # before a table of k columns is made
     distances = np.empty((len(batches) * size, knn.k), dtype=np.float32)
     indices = np.empty((len(batches) * size, knn.k), dtype=np.int64)
     queries = np.full(n, -1, dtype=np.int64)

@@ -35,7 +35,8 @@ def require_architecture(name: str) -> None:
 
 
 def built_in(name: str) -> dict[str, Any]:
-    """The description of a built-in architecture."""
+    """The description of a built-in architecture; ValueError as in `require_architecture`."""
+    require_architecture(name)
     file = _configurations() / f"{name.replace('/', '-')}.json"
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return found

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import runpy
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -22,7 +23,7 @@ from experiments.data.decoded_files import DecodedFiles
 from experiments.data.image_decoding import FORMATS, Limits
 from experiments.data.image_files import ImageFolder
 from experiments.data.pairs import IMAGES, TEST, Progress, TestSet
-from experiments.data.test_set import prompt_templates
+from experiments.data.test_set import prompt_templates, text_lines
 
 _ENDINGS = tuple("." + ending.lower() for ending in (*FORMATS, "jpg", "tif"))
 
@@ -105,7 +106,7 @@ class ClassFolders:
         """The class names, in the order of `folders()`."""
         folders = self.folders()
         if self.classes is None:
-            return tuple(" ".join(name.replace("_", " ").split()) for name in folders)
+            return self._distinct(tuple(" ".join(name.replace("_", " ").split()) for name in folders))
         if self.classes == "imagenet":
             known = dict(zip(_wordnet_ids(), _imagenet_names(), strict=True))
             where = "ImageNet's WordNet ids"
@@ -119,9 +120,20 @@ class ClassFolders:
                 f"{', '.join(missing[:5])}"
             )
         names = tuple(known[name] for name in folders)
+        return names if self.classes == "imagenet" else self._distinct(names)  # a few of ImageNet's share a name
+
+    def _distinct(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """`names` of the folders; a ValueError if one is empty, cannot be written, or is that of two folders."""
+        source = f"{self.group}.classes={self.classes}" if self.classes else f"{self.group}.path={self.path}"
+        for folder, name in zip(self.folders(), names, strict=True):
+            if not name or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
+                raise ValueError(
+                    f"{source} gives the folder {folder!r} the class name {name!r}, which is no text; give "
+                    f"{self.group}.classes, a file of class names"
+                )
         twice = sorted({name for name in names if names.count(name) > 1})
-        if twice and self.classes != "imagenet":  # of ImageNet's classes, a few share their name
-            raise ValueError(f"{self.group}.classes gives two folders the same class name: {', '.join(twice)}")
+        if twice:
+            raise ValueError(f"{source} gives two folders the same class name: {', '.join(twice)}")
         return names
 
     def files(self) -> tuple[list[str], np.ndarray]:
@@ -166,8 +178,7 @@ def _read_names(file: Path, folders: Sequence[str], option: str) -> dict[str, st
         raise ValueError(
             f"{option} must be 'imagenet' or a file of class names, but there is no file {str(file)!r}"
         )
-    lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
-    lines = [line for line in lines if line and not line.startswith("#")]
+    lines = [line for line in text_lines(file) if line and not line.startswith("#")]
     if any("\t" in line for line in lines):
         pairs = [line.split("\t") for line in lines]
         wrong = [line for line, pair in zip(lines, pairs, strict=True) if len(pair) != 2]

@@ -21,7 +21,7 @@ from experiments.data.decoded_files import DecodedFiles
 from experiments.data.file_pairs import write_files
 from experiments.data.image_decoding import Limits
 from experiments.data.pairs import CAPTIONS, IMAGES, TEST, Progress, TestSet, save_captions
-from experiments.data.test_set import prompt_templates, seeded_shares
+from experiments.data.test_set import prompt_templates, seeded_shares, text_lines
 
 log = logging.getLogger(__name__)
 
@@ -175,5 +175,4 @@ class Folders(ClassFolders):
 
 def _lines(file: Path) -> list[str]:
     """Lines that are neither empty nor a comment, without surrounding space."""
-    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    return [line for line in lines if line and not line.startswith("#")]
+    return [line for line in text_lines(file) if line and not line.startswith("#")]

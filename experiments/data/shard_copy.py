@@ -81,6 +81,19 @@ class Copy:
             out.flush()
             os.fsync(out.fileno())
 
+    def is_in(self, source: Path, target: Path) -> bool:
+        """Whether `target` holds, byte for byte, what `write` would write."""
+        if target.stat().st_size != self.size:
+            return False
+        with open(source, "rb") as stream, open(target, "rb") as there:
+            for entry in self.entries:
+                stream.seek(entry.begin)
+                for begin in range(entry.begin, entry.end, _CHUNK):
+                    length = min(_CHUNK, entry.end - begin)
+                    if stream.read(length) != there.read(length):
+                        return False
+            return not any(there.read())
+
 
 def plan_copy(
     source: Path, kept: Container[int], image_keys: Container[str] = (), seen: Container[int] = ()

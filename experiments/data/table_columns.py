@@ -35,7 +35,7 @@ class TextFormat:
             raise ValueError(f"data.sep must be one character, no quote and no line end, got {self.sep!r}")
         if self.encoding is not None:
             try:
-                "a".encode(self.encoding)
+                "a".encode(self.encoding, "surrogatepass")  # as the table is read; not all take it
             except (LookupError, ValueError):
                 raise ValueError(
                     f"data.encoding={self.encoding!r} is no text encoding that Python knows, such as utf-8, latin-1"

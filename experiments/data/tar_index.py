@@ -38,6 +38,11 @@ class Fields:
             object.__setattr__(self, name, keys)
 
 
+_RARE = ("jpe", "jfif", "apng", "dib", "heic", "heif", "jxl", "jp2", "j2k", "jpx")
+_NETPBM = ("ppm", "pgm", "pbm", "pnm", "pfm")
+PICTURES = frozenset((*Fields.image_keys, *_RARE, *_NETPBM, "tga", "ico", "psd"))
+"""Endings that some trainer decodes as a picture, whatever Lookout was told to read."""
+
 _NOT_FILES = ("hard link", "symbolic link", "device", "unknown type")  # WebDataset passes them over
 _NAMELESS = frozenset(f".{ending}" for ending in (*Fields.image_keys, *Fields.caption_keys))
 

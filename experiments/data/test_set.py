@@ -19,11 +19,18 @@ def prompt_templates() -> tuple[str, ...]:
     return tuple(template("{}") for template in templates())
 
 
+def text_lines(file: str | Path) -> list[str]:
+    """Lines of a UTF-8 text, without surrounding space or a byte-order mark; a ValueError names the file."""
+    try:
+        return [line.strip() for line in Path(file).read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not in UTF-8: {error.reason} at byte {error.start}") from None
+
+
 def read_classes(classes: str | Sequence[str]) -> tuple[str, ...]:
     """Class names, unique: given, or from a file with one on each line (`#` starts a comment)."""
     if isinstance(classes, str):
-        lines = Path(classes).read_text(encoding="utf-8-sig").splitlines()
-        names = [line.split("#")[0].strip() for line in lines]
+        names = [line.split("#")[0].strip() for line in text_lines(classes)]
     else:
         names = [str(name).strip() for name in classes]
     unique = tuple(dict.fromkeys(name for name in names if name))

@@ -8,6 +8,12 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
+MAX_SEED = 2**32 - 1
+"""The largest that numpy, scikit-learn and torch all take."""
+
+MOST_PROCESSES = 1024
+"""More workers or threads than any machine has use for; far more bring it to a stop."""
+
 _KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
     int: ((int,), "a whole number"),
     float: ((int, float), "a number"),
@@ -30,12 +36,19 @@ def check_values(config: DictConfig) -> None:
             waiting += [(f"{key}.{place}", node._get_node(place)) for place in range(len(node))]
         if not OmegaConf.is_dict(node):
             continue
+        if "seed" in node and not OmegaConf.is_missing(node, "seed"):
+            _check_seed(f"{key}.seed".strip("."), node["seed"])
         waiting += [(f"{key}.{name}".strip("."), node._get_node(name)) for name in node]
         target = None if OmegaConf.is_missing(node, "_target_") else node.get("_target_")
         cls = get_class(target) if isinstance(target, str) else None
         for name, wanted in _hints(cls).items():
             if name in node and not OmegaConf.is_missing(node, name) and (name != "size" or node[name] is not None):
                 _check_value(f"{key}.{name}", node[name], wanted)
+
+
+def _check_seed(key: str, value: Any) -> None:
+    if isinstance(value, int) and not 0 <= value <= MAX_SEED:
+        raise ValueError(f"{key} must lie in 0..{MAX_SEED}, got {value}")
 
 
 def _hints(cls: Any) -> dict[str, Any]:
@@ -88,6 +101,11 @@ def check_runtime(runtime: DictConfig) -> None:
         value = runtime[name]
         if value is not None and value < least:
             raise ValueError(f"runtime.{name} must be at least {least}, got {value}")
+    for name in ("workers", "threads"):
+        if (runtime[name] or 0) > MOST_PROCESSES:
+            raise ValueError(f"runtime.{name} must be at most {MOST_PROCESSES}, got {runtime[name]}")
+    if not runtime.store.strip():
+        raise ValueError(f"runtime.store must name a folder, got {runtime.store!r}")
     if runtime.decoder not in ("pillow", "device"):
         raise ValueError(f"runtime.decoder must be pillow or device, got {runtime.decoder!r}")
     if runtime.device in ("auto", "cpu"):

@@ -23,7 +23,7 @@ from experiments.data.sample_ids import locate
 from experiments.data.shard_copy import Copy, plan_copy
 from experiments.data.shard_pairs import local_path
 from experiments.data.shards import Shards
-from experiments.data.tar_index import ShardIndex, index_shard
+from experiments.data.tar_index import PICTURES, ShardIndex, index_shard
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,7 +104,8 @@ def _write(data: Shards, source: Path, target: Path, kept: set[int], seen: Colle
 
     seen: offsets of the images that were scored; of a sample's images no other is written. Empty: all are.
     """
-    copy = plan_copy(source, kept, data.fields.image_keys, set(seen)) if seen else plan_copy(source, kept)
+    pictures = PICTURES.union(data.fields.image_keys)
+    copy = plan_copy(source, kept, pictures, set(seen)) if seen else plan_copy(source, kept)
     if len(copy.samples) + len(copy.folded) != len(kept):
         raise RuntimeError(f"{source.name}: {len(kept)} samples to keep, but {len(copy.samples)} were found")
     if copy.folded:
@@ -114,7 +115,7 @@ def _write(data: Shards, source: Path, target: Path, kept: set[int], seen: Colle
             source.name,
             len(copy.folded),
         )
-    if not _is_whole(data, target, copy):
+    if not (_is_whole(data, target, copy) and copy.is_in(source, target)):
         unfinished = target.with_name(target.name + PARTIAL)
         copy.write(source, unfinished)
         if not _is_whole(data, unfinished, copy):

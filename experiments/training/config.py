@@ -53,8 +53,17 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "lr", "eps", "accumulate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"train.{name} must be above 0, got {getattr(self, name)}")
+            if not 0 < getattr(self, name) < math.inf:
+                rule = "finite" if getattr(self, name) > 0 else "above 0"
+                raise ValueError(f"train.{name} must be {rule}, got {getattr(self, name)}")
+        if self.batch_size < 2:
+            raise ValueError(
+                f"train.batch_size must be at least 2 pairs, which are contrasted, got {self.batch_size}"
+            )
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"train.weight_decay must be at least 0 and finite, got {self.weight_decay}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"train.betas must be two numbers in [0, 1), got {list(self.betas)}")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"train.clip_norm must be above 0, or null for no bound, got {self.clip_norm}")
         if not 0 <= self.warmup_epochs <= self.epochs:

@@ -319,6 +319,8 @@ def test_built_in_descriptions_are_those_of_open_clip():
 def test_unknown_architectures_list_the_nearest():
     with pytest.raises(ValueError, match=r"got 'rn500'; nearest: RN50"):
         require_architecture("rn500")
+    with pytest.raises(ValueError, match=r"got ''; nearest: none"):
+        native_size("")
     with pytest.raises(ValueError, match=r"needs a repository or folder after the colon"):
         require_architecture("hf-hub:")
     require_architecture("ViT-B/16")

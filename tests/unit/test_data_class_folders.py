@@ -10,6 +10,7 @@ from PIL import Image
 from experiments.data.class_folders import Builtin, ClassFolders
 from experiments.data.damage import TooMuchDamage
 from experiments.data.pairs import open_test
+from experiments.data.test_set import read_classes
 
 COLOURS = {"dark_red": (120, 0, 0), "green": (0, 200, 0), "blue": (0, 0, 200)}
 
@@ -113,6 +114,38 @@ def test_class_name_files(tmp_path):
     names.write_text("green\tlime\nblue\n")
     with pytest.raises(ValueError, match=r"every line must be .* got 'blue'"):
         ClassFolders(path, size=16, classes=str(names))
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (("a_b", "a b"), "gives two folders the same class name: a b"),
+        (("_", "cat"), "gives the folder '_' the class name '', which is no text; give eval.classes"),
+        (("cat", "\x1b[31m"), r"the class name '\\x1b\[31m', which is no text"),
+        (("cat", os.fsdecode(b"\xff")), r"the class name '\\udcff', which is no text"),
+    ],
+)
+def test_names_of_folders_that_are_no_names_of_classes_are_refused(tmp_path, names, says):
+    for name in names:
+        (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=says):
+        ClassFolders(str(tmp_path), size=16)
+
+
+def test_class_names_with_joiners_are_taken(tmp_path):
+    names = ("\u0645\u06cc\u200c\u0634\u0648\u062f", "na\u00efve")
+    for name in names:
+        (tmp_path / name).mkdir()
+    assert set(ClassFolders(str(tmp_path), size=16).names()) == set(names)
+
+
+def test_a_file_of_class_names_in_another_encoding_is_named(tmp_path):
+    path, names = _pictures(tmp_path / "in", n=1), tmp_path / "names.txt"
+    names.write_bytes("caf\u00e9\nb\nc\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"names\.txt is not in UTF-8: .* at byte 3"):
+        ClassFolders(path, size=16, classes=str(names))
+    with pytest.raises(ValueError, match=r"names\.txt is not in UTF-8"):
+        read_classes(str(names))
 
 
 def test_a_flat_folder_is_explained(tmp_path):

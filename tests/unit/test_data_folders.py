@@ -138,6 +138,17 @@ def test_templates_and_synonyms_from_files(path, tmp_path):
     assert not any("lime" in caption or "plantain" in caption for caption in never)
 
 
+def test_a_byte_order_mark_is_no_part_of_a_template_or_synonym(path, tmp_path):
+    for name, text in (("templates", "a picture of {}\n"), ("synonyms", "green\tlime\n")):
+        (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    folders = Folders(path, size=16, captions=str(tmp_path / "templates"), synonyms=str(tmp_path / "synonyms"))
+    assert folders.templates() == ("a picture of {}",)
+    assert folders.class_synonyms() == ((), ("lime",), ())
+    (tmp_path / "templates").write_bytes(b"a {} \xe9\n")
+    with pytest.raises(ValueError, match="templates is not in UTF-8"):
+        Folders(path, size=16, captions=str(tmp_path / "templates"))
+
+
 def test_damage_is_left_out_and_moves_no_id(path, tmp_path):
     copy = tmp_path / "in"
     shutil.copytree(path, copy)

@@ -172,6 +172,8 @@ def test_encodings(tmp_path):
         _captions(tmp_path, content, encoding="ascii")
     with pytest.raises(ValueError, match=r"data.encoding='utf-88' is no text encoding"):
         _captions(tmp_path, content, encoding="utf-88")
+    with pytest.raises(ValueError, match=r"data.encoding='idna' is no text encoding"):
+        _captions(tmp_path, content, encoding="idna")
     with pytest.raises(ValueError, match=r"data.sep must be one character"):
         _captions(tmp_path, content, sep="||")
     odd = "filepath,title\n0.png,a\n".encode("utf-16") + b"1"

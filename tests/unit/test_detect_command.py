@@ -72,7 +72,7 @@ def test_bad_input_is_named(folder, tmp_path, capsys):
     cases = {
         (str(flat),): "(n, d) array of floats",
         (str(folder), str(narrow)): "equally wide",
-        (str(words),): "words.npy",
+        (str(words),): "words.npy is no .npy file of numbers: it begins with something else",
         (str(tmp_path / "objects.npy"),): "objects.npy",
         (str(tmp_path / "nothing.npy"),): "nothing.npy",
         (str(tmp_path / "empty"),): "no .npy files",
@@ -84,7 +84,9 @@ def test_bad_input_is_named(folder, tmp_path, capsys):
         (str(folder), "--reference", str(folder), "--detectors", "forest"): "leave out forest",
         (str(folder), "--top", "0"): "--top must be at least 1, got 0",
         (str(folder), "--seed", "-1"): "--seed must be at least 0, got -1",
+        (str(folder), "--seed", "4294967296"): "--seed must be at most 4294967295, got 4294967296",
         (str(folder), "--k", "0"): "k must be at least",
+        (str(folder), "--k", "10000000000000"): "k must lie in 1..239",
         (str(folder), "--batch-size", "1"): "batch_size must be at least 2, got 1",
     }
     for arguments, said in cases.items():

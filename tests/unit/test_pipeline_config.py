@@ -205,6 +205,9 @@ def test_a_run_is_named_by_what_it_does(task, attack, name):
         ("train.augment.pixels=x", "train.augment.pixels must be a whole number, got 'x'"),
         ("train.clip_norm=x", "train.clip_norm must be a number or null, got 'x'"),
         ("logger.cells=3", "logger.cells must be true or false, got 3"),
+        ("seed=-1", r"seed must lie in 0\.\.4294967295, got -1"),
+        ("seed=4294967296", r"seed must lie in 0\.\.4294967295, got 4294967296"),
+        ("data.seed=-1", r"data\.seed must lie in 0\.\.4294967295, got -1"),
     ],
 )
 def test_values_of_the_wrong_kind_are_named(override, says):
@@ -239,6 +242,9 @@ def test_options_of_tasks_are_checked(task, option):
         ("runtime.workers=-1", "runtime.workers must be at least 0, got -1"),
         ("runtime.threads=0", "runtime.threads must be at least 1, got 0"),
         ("runtime.log_every=-1", "runtime.log_every must be at least 0, got -1"),
+        ("runtime.workers=1000000", "runtime.workers must be at most 1024, got 1000000"),
+        ("runtime.threads=1000000", "runtime.threads must be at most 1024, got 1000000"),
+        ("runtime.store=''", "runtime.store must name a folder, got ''"),
         ("runtime.decoder=x", "runtime.decoder must be pillow or device, got 'x'"),
     ],
 )

@@ -128,25 +128,45 @@ def test_poisons_under_repeated_keys_do_not_come_through(tmp_path):
     assert len(listed(tmp_path / "new/00000.tar")) == 200
 
 
-@pytest.mark.parametrize("keep", [False, True])
-def test_a_second_image_of_a_sample_does_not_come_through_unseen(tmp_path, keep):
+@pytest.mark.parametrize(
+    ("second", "read", "keep"),
+    [
+        ("png", None, False),
+        ("png", None, True),
+        ("png", ["jpg"], False),
+        ("PPM", None, False),
+        ("big.jp2", None, False),
+    ],
+)
+def test_a_second_image_of_a_sample_does_not_come_through_unseen(tmp_path, second, read, keep):
     """The reader scores one; whoever trains may take the other."""
     (tmp_path / "in").mkdir()
     picture = io.BytesIO()
     Image.new("RGB", (32, 32), "red").save(picture, "JPEG")
     with tarfile.open(tmp_path / "in/0.tar", "w") as tar:
         for key in ("a", "b"):
-            for ending, content in (("jpg", picture.getvalue()), ("png", b"poison"), ("txt", b"a cat")):
+            for ending, content in (("jpg", picture.getvalue()), (second, b"poison"), ("txt", b"a cat")):
                 info = tarfile.TarInfo(f"{key}.{ending}")
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
-    data = Shards(str(tmp_path / "in"), size=32, holdout=0.0)
+    data = Shards(str(tmp_path / "in"), size=32, holdout=0.0, **({"image_keys": read} if read else {}))
     table = pd.DataFrame({"id": first_ids(data.urls)[0] + np.arange(2), "fate": KEPT, "status": "scored"})
     report = rewrite(data, table, tmp_path / "new", SETTINGS, keep)
     names = [name for name, _ in files(tmp_path / "new/0.tar")]
-    assert ("a.png" in names) == ("b.png" in names) == keep
+    assert (f"a.{second}" in names) == (f"b.{second}" in names) == keep
     assert {"a.jpg", "a.txt", "b.jpg", "b.txt"} <= set(names)
     assert (report["0.tar"]["written"], report["0.tar"]["unseen"]) == (2, 0 if keep else 2)
+
+
+def test_a_finished_shard_that_has_changed_is_written_anew(exported, fates, tmp_path):
+    """Its size and its keys are as they were; one byte of a picture is not."""
+    _, data = exported
+    rewrite(data, fates, tmp_path / "new", SETTINGS)
+    file = sorted((tmp_path / "new").glob("*.tar"))[0]
+    whole = file.read_bytes()
+    file.write_bytes(whole[:700] + bytes([whole[700] ^ 1]) + whole[701:])
+    rewrite(data, fates, tmp_path / "new", SETTINGS)
+    assert file.read_bytes() == whole
 
 
 def test_counts_that_do_not_come_out_are_refused(exported, fates, tmp_path):

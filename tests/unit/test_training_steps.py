@@ -114,6 +114,11 @@ def test_warm_up_and_cosine():
     ("options", "message"),
     [
         ({"accumulate": 0}, r"train\.accumulate must be above 0, got 0"),
+        ({"lr": float("inf")}, r"train\.lr must be finite, got inf"),
+        ({"batch_size": 1}, r"train\.batch_size must be at least 2 pairs, which are contrasted, got 1"),
+        ({"weight_decay": -1.0}, r"train\.weight_decay must be at least 0 and finite, got -1\.0"),
+        ({"betas": [0.9]}, r"train\.betas must be two numbers in \[0, 1\), got \[0\.9\]"),
+        ({"betas": [0.9, 1.0]}, r"train\.betas must be two numbers in \[0, 1\), got \[0\.9, 1\.0\]"),
         ({"clip_norm": 0.0}, r"train\.clip_norm must be above 0, or null for no bound, got 0\.0"),
         ({"loss": "mse"}, r"train\.loss must be one of"),
         ({"precision": "fp8"}, r"train\.precision must be one of auto, bfloat16, float32, got 'fp8'"),
