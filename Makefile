@@ -20,7 +20,7 @@ photos-data: $(READY)  ## fetch CIFAR-10 and Tiny-ImageNet; PHOTOS_FROM=<folder>
 demo: $(READY)  ## poison, train CLIP, detect, report (minutes on 2 cores)
 	$(BIN)/python run.py
 
-test: $(READY)  ## all tests, in under 10 minutes on 2 cores
+test: $(READY)  ## all tests, in about 10 minutes on 2 cores
 	$(BIN)/python -m pytest
 
 test-slurm: $(READY)  ## install Slurm (Debian, as root), start one of one node, and sweep through it
