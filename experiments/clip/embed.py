@@ -76,9 +76,7 @@ def agreement_of_views(
     captions = torch.from_numpy(unit(embeddings.text))
 
     def agree(rows: torch.Tensor, pixels: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        x, caption = model.pixels(pixels), captions[rows].to(model.device)
-        seen = [torch.nn.functional.normalize(model.image(view(x)).float(), dim=1) for view in VIEWS.values()]
-        return (torch.stack([(image * caption).sum(dim=1) for image in seen], dim=1),)
+        return (_cosines(model, VIEWS.values(), pixels, captions[rows]),)
 
     return _by_row(model, pairs, agree, "views", workers, threads, batch)[0]
 
@@ -99,11 +97,21 @@ def drift_of_views(
     images = torch.from_numpy(unit(embeddings.image))
 
     def move(rows: torch.Tensor, pixels: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        x, image = model.pixels(pixels), images[rows].to(model.device)
-        seen = [torch.nn.functional.normalize(model.image(view(x)).float(), dim=1) for view in DRIFT.values()]
-        return (torch.stack([1 - (view * image).sum(dim=1) for view in seen], dim=1),)
+        return (1 - _cosines(model, DRIFT.values(), pixels, images[rows]),)
 
     return _by_row(model, pairs, move, "drift", workers, threads, batch)[0]
+
+
+def _cosines(
+    model: TrainedModel,
+    views: Iterable[Callable[[torch.Tensor], torch.Tensor]],
+    pixels: torch.Tensor,
+    others: torch.Tensor,
+) -> torch.Tensor:
+    """Cosine of each augmented image with the unit-length embedding (b, d) that stands for it, (b, views)."""
+    x, others = model.pixels(pixels), others.to(model.device)
+    seen = [torch.nn.functional.normalize(model.image(view(x)).float(), dim=1) for view in views]
+    return torch.stack([(image * others).sum(dim=1) for image in seen], dim=1)
 
 
 @torch.inference_mode()

@@ -7,16 +7,15 @@ files.json    size and limits of the canvases
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.data.damage import DecodeError
-from experiments.data.image_decoding import Limits, decode
+from experiments.data.image_decoding import Limits
 from experiments.data.jpeg_batches import JPEGDecoder
-from experiments.data.shard_pairs import ArrowTexts
+from experiments.data.shard_pairs import ArrowTexts, Decoding
 
 FILES, FACTS = "files.arrow", "files.json"
 
@@ -56,19 +55,8 @@ class FilePairs:
         Raises a RuntimeError that names the file if one cannot be read or decoded.
         """
         paths = [self.paths[int(row)] for row in np.asarray(rows)]
-        contents = [_content(path) for path in paths]
-        images = np.empty((len(paths), self.size, self.size, 3), dtype=np.uint8)
-        left: Iterable[int] = range(len(paths))
-        if self.decoder is not None:
-            images, left = self.decoder.canvases(contents, self.size, self.limits)
-        for i in left:
-            try:
-                images[i] = decode(contents[i], self.size, self.limits).image
-            except DecodeError as damage:
-                raise RuntimeError(
-                    f"{paths[i]} cannot be decoded: {damage}. Set data.check=true to have such files left out"
-                ) from None
-        return images
+        decoded = Decoding(self.size, self.limits, self.decoder)
+        return decoded([_content(path) for path in paths], lambda i: paths[i])
 
 
 def _content(path: str) -> bytes:

@@ -7,7 +7,8 @@ import os
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
@@ -195,9 +196,22 @@ class ShardPairs:
         that was checked when it was indexed.
         """
         rows = np.asarray(rows)
-        contents = self.contents(rows)
-        images = np.empty((len(rows), self.size, self.size, 3), dtype=np.uint8)
-        left: Iterable[int] = range(len(rows))
+        decoded = Decoding(self.size, self.limits, self.decoder)
+        return decoded(self.contents(rows), lambda i: f"sample {self.ids[rows[i]]} ({self.source(int(rows[i]))})")
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Image files -> canvases of one size; `decoder` takes whole batches, None: one after the other on the CPU."""
+
+    size: int
+    limits: Limits
+    decoder: JPEGDecoder | None
+
+    def __call__(self, contents: Sequence[bytes], name: Callable[[int], str]) -> np.ndarray:
+        """b files -> (b, size, size, 3) uint8; RuntimeError with the `name` of one that cannot be decoded."""
+        images = np.empty((len(contents), self.size, self.size, 3), dtype=np.uint8)
+        left: Iterable[int] = range(len(contents))
         if self.decoder is not None:
             images, left = self.decoder.canvases(contents, self.size, self.limits)
         for i in left:
@@ -205,7 +219,7 @@ class ShardPairs:
                 images[i] = decode(contents[i], self.size, self.limits).image
             except DecodeError as damage:
                 raise RuntimeError(
-                    f"sample {self.ids[rows[i]]} ({self.source(int(rows[i]))}) cannot be decoded: {damage}. "
+                    f"{name(i)} cannot be decoded: {damage}. "
                     "Set data.check=true to leave out such samples before training"
                 ) from None
         return images
