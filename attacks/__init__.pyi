@@ -11,6 +11,7 @@ from .triggers.blended import Blended as Blended
 from .triggers.blto import BLTO as BLTO
 from .triggers.identity import Identity as Identity
 from .triggers.nashville import Nashville as Nashville
+from .triggers.near_copies import NearCopies as NearCopies
 from .triggers.sig import SIG as SIG
 from .triggers.targeted import Targeted as Targeted
 from .triggers.wanet import WaNet as WaNet
