@@ -41,7 +41,7 @@ def _append(hit, owner, other, value, filled, overflow, products, found, capacit
     tl.atomic_max(overflow + owner, value, mask=hit & (position >= capacity), sem="relaxed")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows", "first_row", "first_column"])
 def _filter(
     tile,
     stride,
@@ -82,7 +82,7 @@ def _filter(
             _append(by_column, y, x, half, filled, overflow, products, found, capacity)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first", "last", "k"])
 def _tighten(threshold, filled, products, found, first, last, k, capacity, LISTS: tl.constexpr, SIZE: tl.constexpr):
     """Keep the k best of the lists first..last - 1, and raise each threshold to the k-th."""
     row = first + tl.program_id(0) * LISTS + tl.arange(0, LISTS)
@@ -112,7 +112,7 @@ def _tighten(threshold, filled, products, found, first, last, k, capacity, LISTS
     tl.store(threshold + row, tl.where(count >= k, tl.maximum(worst, before), before), mask=here)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _measure(base, queries, query, rows, out, count, d, SIZE: tl.constexpr, PART: tl.constexpr):
     """Distances between queries[query] and base[rows], in float32."""
     pair = tl.program_id(0) * SIZE + tl.arange(0, SIZE)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-PIECE = 2**26  # bytes
+PIECE = 2**25  # bytes
 
 
 def to_device(array: Any, device: torch.device) -> Tensor:

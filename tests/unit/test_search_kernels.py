@@ -28,7 +28,7 @@ def kernels(monkeypatch):
     monkeypatch.setitem(module.BLOCK, "COLUMNS", 256)
     monkeypatch.setattr(candidates, "MIN_PARTITION_ROWS", 10**9)
     monkeypatch.setattr(candidates, "EXTRA_ON_GPU", 2)
-    monkeypatch.setattr(tiles, "TILE", 64)
+    monkeypatch.setattr(tiles, "TILE", 32)
     for user in (candidates, knn):
         monkeypatch.setattr(user, "kernels", lambda device: module)
     yield module
@@ -51,7 +51,9 @@ def test_several_sides_in_float32_and_another_width(kernels, monkeypatch):
 
 
 def test_lists_that_overflow_are_found_out(kernels, monkeypatch, caplog):
-    monkeypatch.setattr(kernels, "capacity", lambda k: k + 3)
+    monkeypatch.setattr(kernels, "capacity", lambda k: k + 1)
+    for extra in ("EXTRA", "EXTRA_ON_GPU"):
+        monkeypatch.setattr(candidates, extra, 0)
     with caplog.at_level(logging.DEBUG, logger="detect.search.knn"):
         _searched(cloud("gauss", 90, 70), 3, monkeypatch)
     assert int(re.search(r"(\d+) of 90 queries were searched again", caplog.text).group(1)) > 0
