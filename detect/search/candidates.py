@@ -136,9 +136,12 @@ def _among_themselves(search: PreparedRows, bfloat16: bool) -> _Blocks:
         table = partition_candidates(search, cells, n_candidates, report)
     elif device_kernels := kernels(search.base.device):
         rho = RHO["float32"]  # products of bfloat16 factors are stored in float32
-        n_candidates = min(n, pilot.candidates_needed(search, dtype, rho) + EXTRA_ON_GPU)
-        if n_candidates > 4 * search.k + 64 + EXTRA_ON_GPU:
-            dtype, n_candidates = torch.float32, min(n, search.k + 1 + EXTRA + EXTRA_ON_GPU)
+        most = 4 * search.k + 64 + EXTRA_ON_GPU  # measuring more costs more than float32 products
+        n_candidates = pilot.candidates_needed(search, dtype, rho) + EXTRA_ON_GPU
+        if n_candidates > most:
+            dtype = torch.float32
+            n_candidates = min(most, pilot.candidates_needed(search, dtype, rho) + EXTRA_ON_GPU)
+        n_candidates = min(n, n_candidates)
         table = device_kernels.tile_candidates(
             search.base, search.centre, n_candidates, dtype, search.floats, report
         )

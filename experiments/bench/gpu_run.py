@@ -62,7 +62,7 @@ def run(budget: float, out: Path, sizes: Sizes | None = None) -> int:
         def report(step: Step, line: Line) -> None:
             print(line, flush=True)
             row = {"step": step.name, "at": round(time.perf_counter() - begin, 1), "kind": type(line).__name__}
-            file.write(json.dumps(row | asdict(line)) + "\n")
+            file.write(json.dumps(row | asdict(line), default=lambda value: value.item()) + "\n")
             file.flush()
 
         for step in STEPS:
@@ -128,7 +128,7 @@ def _decoding(sizes: Sizes) -> Iterator[Line]:
     from experiments.bench.training import batch_decoding, make_shards
 
     with tempfile.TemporaryDirectory() as folder:
-        shards = make_shards(Path(folder), 2 * sizes.batch, os.cpu_count() or 1)
+        shards = make_shards(Path(folder), max(64, 2 * sizes.batch), os.cpu_count() or 1)
         yield from batch_decoding(shards, sizes.device, sizes.batch, 8)
 
 

@@ -86,7 +86,7 @@ def exactness(device: str, n: int, d: int, k: int) -> Iterator[Check | Note]:
     far[1 :: max(2, n // 200)] = far[0 : -1 : max(2, n // 200)]
     copies = clustered(n, d)[np.arange(n) // 3]
     line = 0.1 * rng.standard_normal((n, d), np.float32)
-    line += np.linspace(-9, 9, n, dtype=np.float32)[:, None]
+    line += np.linspace(-3, 3, n, dtype=np.float32)[:, None]
     sets = {"clusters": clustered(n, d), "noise": noise(device, n, d), "far duplicates": far}
     sets |= {"each row thrice": copies, "along a line": line}
     for name, x in sets.items():

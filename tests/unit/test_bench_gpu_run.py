@@ -16,7 +16,10 @@ def _rows(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "figures.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("name", [name for name in STEPS if "training" not in name])
+SLOW = ("training steps against open_clip's", "profiles of 250,000 rows", "decoding JPEG files in batches")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in STEPS])
 def test_every_step_runs_on_tiny_data(name, tmp_path, monkeypatch, capsys):
     pytest.importorskip("triton")
     monkeypatch.setattr(gpu_run, "STEPS", [STEPS[name]])
@@ -26,13 +29,6 @@ def test_every_step_runs_on_tiny_data(name, tmp_path, monkeypatch, capsys):
     assert {row["step"] for row in rows} == {name}
     assert all(row["passed"] for row in rows if row["kind"] == "Check")
     assert len(capsys.readouterr().out.splitlines()) == len(rows) + 1
-
-
-@pytest.mark.slow
-def test_training_steps_are_compared(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_run, "STEPS", [STEPS["training steps against open_clip's"]])
-    assert gpu_run.run(1e9, tmp_path, gpu_run.TINY) == 0
-    assert [row["value"] > 0 for row in _rows(tmp_path)] == [True] * 3
 
 
 def test_a_step_that_fails_costs_no_other_and_fails_the_command(tmp_path, monkeypatch):
