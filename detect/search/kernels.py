@@ -25,7 +25,7 @@ from detect.search.bounds import norms
 from detect.search.tiles import CandidateTable
 
 MOST_ROWS = 16384  # in a tile's side
-BLOCK = {"ROWS": 16, "COLUMNS": 128, "num_warps": 8, "maxnreg": 64}  # of a tile, for one program of `_filter`
+BLOCK = {"ROWS": 8, "COLUMNS": 128, "num_warps": 4, "maxnreg": 64}  # of a tile, for one program of `_filter`
 LISTS = 1  # that one program tightens
 PAIRS = 16  # whose distances one program measures
 

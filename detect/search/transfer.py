@@ -24,7 +24,7 @@ def to_device(array: Any, device: torch.device) -> Tensor:
 
     if device.type != "cuda":
         return torch.as_tensor(array, device=device)
-    if not isinstance(array, np.ndarray) or array.nbytes < 4 * PIECE:
+    if not isinstance(array, np.ndarray) or array.nbytes < PIECE:
         return torch.as_tensor(array, device=device).contiguous()
     source = torch.as_tensor(array)
     out = torch.empty(source.shape, dtype=source.dtype, device=device)
@@ -42,7 +42,7 @@ def to_host(tensor: Tensor) -> np.ndarray:
     """A tensor (contiguous) as an array on the CPU."""
     import torch
 
-    if tensor.device.type != "cuda" or tensor.nbytes < 4 * PIECE:
+    if tensor.device.type != "cuda" or tensor.nbytes < PIECE:
         plain: np.ndarray = tensor.cpu().numpy()
         return plain
     out = torch.empty(tensor.shape, dtype=tensor.dtype)
