@@ -18,16 +18,17 @@ from detect.slof import SLOF
 
 @dataclass(frozen=True, kw_only=True)
 class DriftDensity(LocalDetector):
-    """Fisher's combination -ln(1 - u) - ln(1 - v) of a sample's rank shares u by density and v by `Drift`.
+    """The cubic mean of the surprises -ln(1 - u) by density and -ln(1 - v) by `Drift`, where u and v are rank shares.
 
     Density: the largest robust z-score of ln SLOF and ln LOF, at `narrow` and at k neighbours, a 64th and an eighth
     of the scope. The narrow neighbourhood finds poisons that are few, the wide one those that are many among many
     concepts. Where k does not suit the data no score stands out, and z-scores, unlike ranks, stay small. Poisons
     that lie among the target's own images have no density of their own, but their embeddings still hang on the
-    trigger, and drift. (Fisher, Statistical Methods for Research Workers, 1932, section 21.1; the shares take the
-    place of p-values.)
+    trigger, and drift. A trigger may also survive all views; then drift says nothing, and density must be enough.
+    So the stronger sign counts most: in Fisher's sum of the two surprises the weaker one would outvote it.
     """
 
+    version: ClassVar[int] = 2
     needs: ClassVar[frozenset[str]] = frozenset({"drift"})
     collapses_beyond_k: ClassVar[bool] = False
     built_on: ClassVar[tuple[type[Detector], ...]] = (Drift, LOF, SLOF)
@@ -47,7 +48,7 @@ class DriftDensity(LocalDetector):
         ratios = np.stack([sign.score_neighbours(neighbours) for sign in signs], axis=1)  # (n, 4)
         u = rank_share(robust_z(np.log(ratios)).max(axis=1))
         v = rank_share(Drift().score(inputs))
-        return -np.log1p(-u) - np.log1p(-v)
+        return np.cbrt((np.log1p(-u) ** 3 + np.log1p(-v) ** 3) / -2)
 
     def score_rows(self, table: Neighbours) -> np.ndarray:
         raise TypeError("DriftDensity has no score of reference rows: of these, nobody looked at the images")
