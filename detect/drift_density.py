@@ -18,7 +18,7 @@ from detect.slof import SLOF
 
 @dataclass(frozen=True, kw_only=True)
 class DriftDensity(LocalDetector):
-    """The cubic mean of the surprises -ln(1 - u) by density and -ln(1 - v) by `Drift`, where u and v are rank shares.
+    """The cubic mean of two surprises, -ln(1 - u) by density and -ln(1 - v) by `Drift`; u, v: rank shares.
 
     Density: the largest robust z-score of ln SLOF and ln LOF, at `narrow` and at k neighbours, a 64th and an eighth
     of the scope. The narrow neighbourhood finds poisons that are few, the wide one those that are many among many
