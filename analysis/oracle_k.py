@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DENSITY = ("kdist", "lof", "slof", "dao")
-WITHOUT = ("drift_density", "drift", "tandem", "flicker")  # their k, if they have one, is the usual one
+WITHOUT = ("multiscale", "drift_density", "drift", "tandem", "flicker")  # with their usual k
 SWEPT = 4  # values of k at least
 
 

@@ -28,7 +28,14 @@ GOOD = "#009E73"
 
 CONTROLS = {"norm": "embedding norm alone"}
 CONTROL_ATTACKS = {"mislabel": "target caption without a trigger", "none": "no poisoning"}
-LEADERS = ("tandem", "slof", "dao", "lof")  # whose view of the data is shown, the best of them first
+LEADERS = (
+    "drift_density",
+    "multiscale",
+    "tandem",
+    "slof",
+    "dao",
+    "lof",
+)  # whose view of the data is shown, the best of them first
 
 _DETECTORS = {  # name: (label, colour)
     "tandem": ("Tandem", "#AA4499"),
@@ -39,6 +46,7 @@ _DETECTORS = {  # name: (label, colour)
     "flicker": ("Flicker", "#44AA99"),
     "drift": ("Drift", "#B24C63"),
     "drift_density": ("DriftDensity", "#5D3A1A"),
+    "multiscale": ("Multiscale", "#2E5E8C"),
     "lid": ("LID", "#CC79A7"),
     "forest": ("Isolation forest", "#E69F00"),
     "clip_score": ("CLIP score", "#8C8C8C"),
@@ -66,6 +74,7 @@ _DASHES: dict[str, tuple[float, ...]] = {
     "flicker": (1, 1),
     "drift": (1, 1, 3, 1),
     "drift_density": (1, 1, 9, 1.5),
+    "multiscale": (9, 1.5, 4, 1.5),
     "clip_score": (1, 2.2),
     "safeclip": (1, 1, 1, 3),
     "abl": (1, 3.5),

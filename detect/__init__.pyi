@@ -18,6 +18,7 @@ from .lof import LOF as LOF
 from .metrics import Metrics as Metrics
 from .metrics import Scores as Scores
 from .metrics import evaluate as evaluate
+from .multiscale import Multiscale as Multiscale
 from .norm import Norm as Norm
 from .pyod import PyOD as PyOD
 from .safeclip import SafeCLIP as SafeCLIP

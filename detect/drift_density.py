@@ -7,46 +7,31 @@ from typing import ClassVar
 
 import numpy as np
 
-from detect.base import Detector, LocalDetector
+from detect.base import Detector
 from detect.drift import Drift
 from detect.embeddings import DetectorInputs
-from detect.lof import LOF
-from detect.metrics import rank_share, robust_z
+from detect.metrics import rank_share
+from detect.multiscale import Multiscale
 from detect.search.neighbours import Neighbours
-from detect.slof import SLOF
 
 
 @dataclass(frozen=True, kw_only=True)
-class DriftDensity(LocalDetector):
-    """The cubic mean of two surprises, -ln(1 - u) by density and -ln(1 - v) by `Drift`; u, v: rank shares.
+class DriftDensity(Multiscale):
+    """The cubic mean of two surprises: -ln(1 - u) by `Multiscale` and -ln(1 - v) by `Drift`; u, v: rank shares.
 
-    Density: the largest robust z-score of ln SLOF and ln LOF, at `narrow` and at k neighbours, a 64th and an eighth
-    of the scope. The narrow neighbourhood finds poisons that are few, the wide one those that are many among many
-    concepts. Where k does not suit the data no score stands out, and z-scores, unlike ranks, stay small. Poisons
-    that lie among the target's own images have no density of their own, but their embeddings still hang on the
-    trigger, and drift. A trigger may also survive all views; then drift says nothing, and density must be enough.
+    Poisons that lie among the target's own images have no density of their own, but their embeddings still hang on
+    the trigger, and drift. A trigger may also survive all views; then drift says nothing, and density must do.
     So the stronger sign counts most: in Fisher's sum of the two surprises the weaker one would outvote it.
     """
 
     version: ClassVar[int] = 2
     needs: ClassVar[frozenset[str]] = frozenset({"drift"})
-    collapses_beyond_k: ClassVar[bool] = False
-    built_on: ClassVar[tuple[type[Detector], ...]] = (Drift, LOF, SLOF)
-
-    k: int = 256
-    narrow: int = 32
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 1 <= self.narrow <= self.k:
-            raise ValueError(f"narrow must lie in 1..{self.k}, the wider neighbourhood k, got {self.narrow}")
+    built_on: ClassVar[tuple[type[Detector], ...]] = (Drift, Multiscale)
 
     def score_neighbours(self, neighbours: Neighbours, inputs: DetectorInputs | None = None) -> np.ndarray:
         if inputs is None or inputs.drift is None:
             raise ValueError("DriftDensity needs drift beside the neighbour table")
-        signs = [kind(k=k) for kind in (SLOF, LOF) for k in (self.narrow, self.k)]
-        ratios = np.stack([sign.score_neighbours(neighbours) for sign in signs], axis=1)  # (n, 4)
-        u = rank_share(robust_z(np.log(ratios)).max(axis=1))
+        u = rank_share(Multiscale(k=self.k, narrow=self.narrow).score_neighbours(neighbours))
         v = rank_share(Drift().score(inputs))
         return np.cbrt((np.log1p(-u) ** 3 + np.log1p(-v) ** 3) / -2)
 

@@ -32,15 +32,15 @@ from experiments.tasks.scan_result import ScanResult, group_numbers, metrics_of,
 
 log = logging.getLogger(__name__)
 
-DENSITY_RATIO = ("slof", "lof", "dao")
+MULTISCALE, DENSITY_RATIO = "multiscale", ("slof", "lof", "dao")
 
 
 @dataclass(frozen=True)
 class Scan:
     """How to scan, and what to show.
 
-    rank_by: "density", the mean of the ranks that SLOF, LOF and DAO give (those of them that were chosen), or one
-        detector's column, such as `dao` or `slof_raw`.
+    rank_by: "density", or one detector's column, such as `dao` or `slof_raw`. Density is Multiscale's column;
+        without it (not chosen, or data smaller than its k) the mean of the ranks of SLOF, LOF and DAO.
     gallery: suspects shown.
     shards_per_part: scan this number of shards at a time; None: everything at once.
     part, parts: of the parts, compute only every `parts`-th, from the `part`-th on, and report nothing.
@@ -136,11 +136,12 @@ class Scan:
                     f"task.rank_by must be density or one of {', '.join(columns)}, got {self.rank_by!r}"
                 )
             return [self.rank_by]
-        for ending in ("", "_raw"):
-            if chosen := [name + ending for name in DENSITY_RATIO if name + ending in columns]:
-                return chosen
+        for kinds in ((MULTISCALE,), DENSITY_RATIO):
+            for ending in ("", "_raw"):
+                if chosen := [name + ending for name in kinds if name + ending in columns]:
+                    return chosen
         raise ValueError(
-            f"task.rank_by=density needs one of {', '.join(DENSITY_RATIO)} among the detectors, "
+            f"task.rank_by=density needs one of {', '.join((MULTISCALE, *DENSITY_RATIO))} among the detectors, "
             f"which are {', '.join(columns) or 'none'}; add one, or name a column to rank by"
         )
 
@@ -157,6 +158,8 @@ class Scan:
             raise ValueError(f"there is no sound sample to scan; left out: {kinds or 'nothing'}")
         columns = self.columns(runner.experiment)
         for column in self.ranking(columns):
+            if column.startswith(MULTISCALE) and self.rank_by == "density":  # the others can stand in for it
+                continue
             name, detector = columns[column].detector, runner.experiment.detector(columns[column])
             if not isinstance(detector, LocalDetector) or detector.scope == "reference":
                 continue
@@ -174,10 +177,12 @@ class Scan:
 
     def _check_failed(self, columns: dict[str, Any], failed: dict[str, str]) -> None:
         """Raise RuntimeError if no column is left to rank by."""
-        ranking = self.ranking(columns)
-        if all(name in failed for name in ranking):
-            errors = "; ".join(f"{name}: {failed[name]}" for name in ranking)
-            raise RuntimeError(f"nothing to rank by, all of its detectors failed: {errors}")
+        left = [name for name in columns if name not in failed]
+        try:
+            self.ranking(left)
+        except ValueError:
+            errors = "; ".join(f"{name}: {failed[name]}" for name in self.ranking(columns))
+            raise RuntimeError(f"nothing to rank by, all of its detectors failed: {errors}") from None
 
     @staticmethod
     def score(columns: Sequence[np.ndarray]) -> np.ndarray:
@@ -204,7 +209,7 @@ class Scan:
         import pandas as pd
 
         samples = Samples(runners, shifts)
-        ranked_by = [name for name in self.ranking(self.columns(runners[0].experiment)) if name in columns]
+        ranked_by = self.ranking(columns)
         score = self.score([columns[name] for name in ranked_by])
         left_out = [self._unscored(runner, np.asarray(runner.value("pairs").ids)) for runner in runners]
         where, where_unscored = where_from(runners, left_out)

@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from test_detect_views import photographs, poison_cluster
 
-from detect import LOF, SLOF, DetectorInputs, Drift, DriftDensity, Embeddings
+from detect import LOF, SLOF, DetectorInputs, Drift, DriftDensity, Embeddings, Multiscale
 from detect.metrics import rank_share, robust_z
 from detect.views import DRIFT
 
@@ -91,6 +91,7 @@ def test_drift_density_is_the_cubic_mean_of_the_surprises_by_density_and_drift()
     image, _ = poison_cluster(poisons=20)
     inputs = given(np.random.default_rng(2).random((len(image), 3)) + 0.1, image)
     density = np.max([robust_z(np.log(kind(k=k).score(inputs))) for kind in (SLOF, LOF) for k in (10, 40)], axis=0)
+    np.testing.assert_allclose(Multiscale(k=40, narrow=10).score(inputs), density)
     u, v = rank_share(density), rank_share(Drift().score(inputs))
     cubes = (-np.log(1 - u)) ** 3, (-np.log(1 - v)) ** 3
     np.testing.assert_allclose(DriftDensity(k=40, narrow=10).score(inputs), (sum(cubes) / 2) ** (1 / 3))
