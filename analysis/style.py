@@ -33,6 +33,8 @@ LEADERS = ("tandem", "slof", "dao", "lof")  # whose view of the data is shown, t
 _DETECTORS = {  # name: (label, colour)
     "tandem": ("Tandem", "#AA4499"),
     "slof": ("SLOF", "#0072B2"),
+    "slof_text": ("SLOF, texts", "#88CCEE"),
+    "slof_pair": ("SLOF, pairs", "#1B3A6B"),
     "dao": ("DAO", "#D55E00"),
     "lof": ("LOF", "#009E73"),
     "kdist": ("k-dist", "#56B4E9"),
@@ -56,6 +58,8 @@ _DETECTORS = {  # name: (label, colour)
 _DASHES: dict[str, tuple[float, ...]] = {
     "tandem": (),
     "slof": (7, 2),
+    "slof_text": (7, 2, 1, 2),
+    "slof_pair": (7, 2, 4, 2),
     "dao": (7, 2, 2, 2),
     "lof": (4, 1.2),
     "kdist": (7, 2, 2, 2, 2, 2),
@@ -86,6 +90,10 @@ _ATTACKS = {
     "nashville": "Nashville",
     "blto": "BLTO",
     "clean_label": "Clean label",
+    "caption_only": "Caption only",
+    "badclip": "BadCLIP",
+    "blended_other": "Blended, own picture",
+    "bpp": "BppAttack",
     "multi_trigger": "Multi-trigger",
     "multi_target": "Multi-target",
     "mislabel": "Mislabelled",

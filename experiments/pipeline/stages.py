@@ -72,12 +72,30 @@ def plan(run: Run, clean: Any) -> PoisonPlan:
 def known_targets(run: Run, clean: Any, test: TestSet) -> None:
     """refuses a target that no caption and no class names (ValueError names the nearest)"""
     check_targets(run.attack.targets.values(), clean.captions, test.classes)
+    if run.attack.source is not None and len(test):
+        test.label(run.attack.source)  # whose images the attack is measured on
 
 
-@stage(None, "poisoning", reads=("attack",))
-def poisoning(run: Run, plan: PoisonPlan) -> Poisoning:
+@stage(
+    "patch",
+    "patch",
+    reads=("patch_trigger", "patch_target", "seed", "threads"),
+    inputs=lambda e: {"clean": Call("clean"), "model": Call("model", changes={"train_on": "clean"})},
+    form=stored.PATCH,
+)
+def patch(run: Run, clean: Any, model: TrainedModel) -> np.ndarray:
+    """optimises a trigger's patch on a model of the clean data, for attacks with such a trigger"""
+    from experiments.clip.patch import optimise_patch
+
+    if run.patch_trigger is None:
+        raise ValueError("the attack has no trigger with a patch to optimise")
+    return optimise_patch(model, clean, run.patch_trigger, run.patch_target, run.seed)
+
+
+@stage(None, "poisoning", reads=("attack",), optional={"patch": lambda e: e.patch_trigger is not None})
+def poisoning(run: Run, plan: PoisonPlan, patch: str | None = None) -> Poisoning:
     """the attack with its plan"""
-    return Poisoning(run.attack, plan)
+    return Poisoning(run.attack if patch is None else run.attack.with_patch(patch), plan)
 
 
 @stage(None, "pairs")

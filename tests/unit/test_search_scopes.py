@@ -199,8 +199,8 @@ def test_what_is_not_known_is_refused_with_the_choices():
     for modality in ("text", "joint", "pair"):
         with pytest.raises(ValueError, match=f"modality '{modality}' needs text embeddings"):
             find_neighbours(Embeddings.of(np.eye(8)), 3, NeighbourSearch(modality=modality))
+        search = NeighbourSearch(scope="reference", modality=modality)
         with pytest.raises(ValueError, match=f"modality '{modality}' needs text embeddings"):
-            search = NeighbourSearch(scope="reference", modality=modality)
             find_neighbours(pairs(), 3, search, np.eye(12))
     with pytest.raises(ValueError, match="convention 'paper_code' needs modality image or joint"):
         KDistance(k=3, modality="text", convention="paper_code")
