@@ -120,7 +120,7 @@ class PoisonedPairs:
         if not trigger.blends_pictures:
             return self.attack.trigger_test_images(test_images, trigger_name)
         images = np.asarray(test_images)
-        rows = np.array([crc32(np.ascontiguousarray(image)) % len(self) for image in images], np.int64)
+        rows = np.array([crc32(image.tobytes()) % len(self) for image in images], np.int64)
         own = trigger.test_parameters(self.size)
         return trigger.apply(images, [{**own, "picture": picture} for picture in self.clean.images(rows)])
 

@@ -81,7 +81,7 @@ def inputs(name) -> DetectorInputs:
     if name == "slof_text":
         text[planted] = -3 * text[planted] + 2 * rng.standard_normal((PLANTED, D))
     losses = 2 + rng.random((N, 12))
-    losses[planted] = 0.1
+    losses[planted] = np.linspace(3, 0.1, 12) if name == "loss_slope" else 0.1
     pixels = torch.rand(N, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     pixels[planted, :, 0, 0] = 1.5
     embeddings = Embeddings(np.arange(N) + 100, image.astype(np.float32), text.astype(np.float32))
