@@ -12,7 +12,7 @@ from detect.embeddings import DetectorInputs
 
 
 def early_losses(inputs: DetectorInputs, epochs: int | None = None) -> np.ndarray:
-    """(n, epochs) float64 losses of the first epochs, or of all; ValueError if they do not fit or are no numbers."""
+    """(n, epochs) float64 losses of the first epochs, or of all; ValueError for a wrong shape or NaN."""
     losses = np.asarray(inputs.losses)  # (n, epochs)
     n = len(inputs.embeddings)
     if losses.ndim != 2 or len(losses) != n or not losses.size:

@@ -33,15 +33,15 @@ class Bpp(Trigger):
         if not self.dither:
             return to_levels(self._rounded(images.astype(np.float32)))
         size = images.shape[1]
-        # A margin of one takes the errors that leave the canvas; all images go pixel by pixel side by side.
+        # A margin takes the errors that leave the canvas. Pixels with the same column + 2 row do not depend on each
+        # other, as all errors come from a smaller sum; so they go side by side.
         x = np.pad(images.astype(np.float32), ((0, 0), (0, 1), (1, 1), (0, 0)))
-        for row in range(size):
-            for column in range(1, size + 1):
-                whole = self._rounded(x[:, row, column])
-                error = x[:, row, column] - whole
-                x[:, row, column] = whole
-                x[:, row, column + 1] += error * np.float32(7 / 16)
-                x[:, row + 1, column - 1] += error * np.float32(3 / 16)
-                x[:, row + 1, column] += error * np.float32(5 / 16)
-                x[:, row + 1, column + 1] += error * np.float32(1 / 16)
+        for front in range(3 * size - 2):
+            row = np.arange(max(0, (front - size + 2) // 2), min(size - 1, front // 2) + 1)
+            column = front - 2 * row + 1
+            whole = self._rounded(x[:, row, column])
+            error = x[:, row, column] - whole
+            x[:, row, column] = whole
+            for down, right, sixteenths in ((0, 1, 7), (1, -1, 3), (1, 0, 5), (1, 1, 1)):
+                x[:, row + down, column + right] += error * np.float32(sixteenths / 16)
         return to_levels(x[:, :size, 1 : size + 1])
