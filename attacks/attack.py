@@ -85,6 +85,7 @@ class Attack:
         if self.rows == "source" or self.source is not None:
             require(given, "attack.source", "a word where attack.rows is 'source'", self.source)
             require(self.rows == "source", "attack.rows", "'source' where attack.source is given", self.rows)
+            require(isinstance(self.target, str), "attack.target", "one word where there is a source", self.target)
             word = str(self.source).casefold()
             words = [target.casefold() for target in self.targets.values()]
             require(word not in words, "attack.source", f"another word than the target {words[0]!r}", self.source)

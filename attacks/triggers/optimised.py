@@ -54,6 +54,11 @@ class OptimisedPatch(BadNets):
     def files(self) -> tuple[str, ...]:
         return () if self.patch is None else (self.patch,)
 
+    def check(self, size: int) -> None:
+        super().check(size)
+        if self.patch is not None:
+            picture(self.patch, self.size)  # a file that is no image is refused now
+
     def _apply(self, images: np.ndarray, parameters: Sequence[Parameters]) -> np.ndarray:
         if self.patch is None:
             raise ValueError(f"trigger {self.name!r} has no patch: optimise one, or give attack.triggers.0.patch")

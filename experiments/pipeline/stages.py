@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from attacks import PoisonedPairs, PoisonPlan, draw_plan
-from attacks.captions import check_targets, holds_word, templates
+from attacks.captions import check_source, check_targets, holds_word, templates
 from detect import DetectorInputs, Embeddings, Neighbours
 from detect.search.neighbours import VERSION
 from detect.views import DRIFT, VIEWS
@@ -72,8 +72,8 @@ def plan(run: Run, clean: Any) -> PoisonPlan:
 def known_targets(run: Run, clean: Any, test: TestSet) -> None:
     """refuses a target that no caption and no class names (ValueError names the nearest)"""
     check_targets(run.attack.targets.values(), clean.captions, test.classes)
-    if run.attack.source is not None and len(test):
-        test.label(run.attack.source)  # whose images the attack is measured on
+    if run.attack.source is not None:
+        check_source(run.attack.source, test.classes)
 
 
 @stage(

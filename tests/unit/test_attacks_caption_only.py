@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from attacks import ArrayPairs, Attack, BadNets, Identity, PoisonedPairs, draw_plan
+from attacks.captions import check_source
 from detect import SLOF, Embeddings
 from experiments.clip.zero_shot import attack_success, retrieval_hits
 from experiments.data.pairs import TestSet
@@ -56,6 +57,7 @@ def test_success_of_a_source_class_is_measured_without_a_trigger_too():
         ({"source": " "}, "attack.source must be a word"),
         ({"source": 3}, "attack.source must be a word"),
         ({"rows": "other"}, "attack.rows must be 'source' where attack.source is given, got 'other'"),
+        ({"target": ["banana"]}, "attack.target must be one word where there is a source, got"),
         ({"source": "Banana"}, "attack.source must be another word than the target 'banana', got 'Banana'"),
     ],
 )
@@ -69,6 +71,15 @@ def test_a_rate_above_the_share_of_the_source_is_refused_with_the_highest(pairs)
         ValueError, match=r"captions hold 'boat' and not 'banana', but there are only 50.*at most 0.25"
     ):
         draw_plan(caption_only(rate=0.5), pairs, 0)
+
+
+def test_a_source_without_test_images_is_refused_with_the_nearest_class():
+    with pytest.raises(
+        ValueError, match=r"must be a class of the test images, got 'boat'; did you mean 'sailboat'"
+    ):
+        check_source("boat", ["banana", "sailboat"])
+    check_source("boat", ["boat"])
+    check_source("boat", [])  # nothing is measured
 
 
 class Points:

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from pipeline_example import CONF, runner
 
-from attacks import ArrayPairs, Attack, BadNets, OptimisedPatch
+from attacks import ArrayPairs, Attack, BadNets, Blended, OptimisedPatch
 from experiments.clip.patch import optimise_patch, pasted, triplet
 from experiments.pipeline import config as schema
 from experiments.pipeline.evaluation import run
@@ -115,6 +115,14 @@ def test_the_trigger_pastes_its_file(tmp_path):
 def test_bad_settings_are_refused(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@pytest.mark.parametrize("made", [lambda path: quick(patch=path), lambda path: Blended(pattern=path)])
+def test_a_file_that_is_no_image_is_refused_before_the_work(made, tmp_path):
+    (tmp_path / "notes.png").write_text("no image")
+    trigger = made(str(tmp_path / "notes.png"))
+    with pytest.raises(ValueError, match=r"an attack's picture must be an image file, got '.*notes.png'"):
+        trigger.check(SIZE)
 
 
 # --- the stage ----------------------------------------------------------------------------------------------------
