@@ -145,6 +145,16 @@ def test_the_patch_depends_on_its_settings_and_neither_on_the_rate_nor_on_what_i
     assert runner("attack=badclip", "target=apple").key("patch") != made.key("patch")
 
 
+def test_a_published_model_is_its_own_clean_model(tmp_path):
+    (tmp_path / "clip.pt").write_bytes(b"weights")
+    made = runner(
+        "attack=badclip", "model=open_clip", "model.name=RN50", f"model.checkpoint={tmp_path / 'clip.pt'}"
+    )
+    inputs = made.recipe("patch", {}).inputs
+    assert inputs["fetch"] == made.key("fetched")
+    assert "train" not in inputs
+
+
 def test_a_run_optimises_the_patch_once_and_plants_it(tmp_path):
     schema.register()
     tiny = ["data.pairs=300", "data.test_per_class=1", "data.classes=4", "train.epochs=1", "train.batch_size=100"]
