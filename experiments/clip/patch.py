@@ -12,6 +12,7 @@ whose captions all describe the target. Adam has fewer steps here, at a higher r
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from attacks.triggers.optimised import OptimisedPatch
 from experiments.clip.model import TrainedModel
 from experiments.runtime.progress import track
 
+log = logging.getLogger(__name__)
 CHUNK = 256  # images embedded at once
 TARGETS = 512  # images of the target at most
 
@@ -61,7 +63,28 @@ def optimise_patch(model: TrainedModel, clean: Any, trigger: OptimisedPatch, tar
         adam.step()
         with torch.no_grad():
             patch.clamp_(0, 1)
+    _log_cosines(model, clean.images(others[:CHUNK]), patch.detach(), trigger, rng, texts, aims)
     return (patch.detach() * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+
+
+@torch.no_grad()
+def _log_cosines(
+    model: TrainedModel,
+    canvases: np.ndarray,
+    patch: Tensor,
+    trigger: OptimisedPatch,
+    rng: np.random.Generator,
+    texts: Tensor,
+    aims: Tensor,
+) -> None:
+    """Say how far the patch moves images: cosines with the target's prompts and images, without and with it."""
+    images = model.pixels(torch.from_numpy(np.ascontiguousarray(canvases)))
+    shown = [images, pasted(images, patch, trigger, rng)]
+    before, after = (normalize(model.image(x).float(), dim=1) for x in shown)
+    for name, near in (("prompts", texts), ("images", aims)):
+        if len(near):
+            found = [float((x @ near.T).mean()) for x in (before, after)]
+            log.info("%-10s cosine with the target's %s: %.3f without it, %.3f with it", "patch", name, *found)
 
 
 def triplet(made: Tensor, near: Tensor, far: Tensor, margin: float) -> Tensor:

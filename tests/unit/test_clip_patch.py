@@ -64,12 +64,18 @@ def test_a_patch_is_pasted_where_the_trigger_puts_it_and_nowhere_else():
     assert (gradient == 3).all()
 
 
-def test_patched_images_come_to_lie_near_the_target():
+def test_patched_images_come_to_lie_near_the_target(caplog):
+    caplog.set_level("INFO")
     patch = optimise_patch(Colours(), coloured(), quick(), "banana", seed=0)
     assert (patch.shape, patch.dtype) == ((4, 4, 3), np.uint8)
     red, _, blue = patch.reshape(-1, 3).mean(axis=0)  # green leads away from the images as they were
     assert red > 240
     assert blue < 15
+    # A quarter of the image is red and green; the rest stays blue, and a clean image is all blue.
+    near = 0.25 / np.linalg.norm([0.25, 0.25, 0.75 * 200 / 255])
+    for text in ("prompts", "images"):
+        (line,) = [record for record in caplog.records if f"the target's {text}" in record.getMessage()]
+        assert line.args[2:] == (pytest.approx(0.0, abs=1e-6), pytest.approx(near, abs=0.01))
 
 
 def test_without_an_image_of_the_target_the_text_alone_decides():
