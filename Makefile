@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help photos-data demo test test-slurm check bench paper sweeps verify clean-store clean
+.PHONY: help photos-data photos demo test test-slurm check bench paper sweeps photo-sweeps verify clean-store clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -46,6 +46,23 @@ STORE := store
 EXPERIMENTS := seeds main_table poison_rate k scope k_vs_poisons modality raw_vs_normalised lid_estimators epochs \
 	architecture natural_backdoor clean_data adaptive_attacks cost
 SWEPT := $(EXPERIMENTS:%=$(STORE)/sweeps/%)
+SWEEP_FILES := $(shell find attacks detect experiments conf -name '*.py' -o -name '*.yaml' -not -path '*/experiment/*')
+
+# The same on photographs, at both scales. LOOKOUT_DATA names the folder that `make photos-data` fills.
+PHOTO_EXPERIMENTS := seeds scope_and_k attack_rates removal natural_photos
+PHOTO_SCALES := photos photos10
+PHOTOS_SWEPT := $(foreach scale,$(PHOTO_SCALES),$(PHOTO_EXPERIMENTS:%=$(STORE)/sweeps/$(scale)/%))
+
+photos: photos-data  ## the evidence on photographs: a day on 2 cores, resumable, then seconds
+	@$(MAKE) --no-print-directory --keep-going photo-sweeps; status=$$?; \
+	$(BIN)/python -m analysis paper --store $(STORE) --out runs/photos && exit $$status
+
+photo-sweeps: $(PHOTOS_SWEPT)
+
+$(PHOTOS_SWEPT): $(SWEEP_FILES)
+	$(BIN)/python run.py -m experiment=$(@F) scale=$(notdir $(@D)) 'normalise=[true]' runtime.store=$(STORE) \
+		hydra.sweep.dir=runs/photos/$(notdir $(@D))-$(@F) $(SWEEP)
+	@mkdir -p $(@D) && touch $@
 
 paper: $(READY)  ## every table and figure at demo scale: 2 hours or more on 2 cores, resumable, then seconds
 	@$(MAKE) --no-print-directory --keep-going sweeps; status=$$?; \
@@ -53,8 +70,7 @@ paper: $(READY)  ## every table and figure at demo scale: 2 hours or more on 2 c
 
 sweeps: $(SWEPT)
 
-$(SWEPT): $(STORE)/sweeps/%: conf/experiment/%.yaml $(shell find attacks detect experiments conf -name '*.py' -o \
-	-name '*.yaml' -not -path '*/experiment/*')
+$(SWEPT): $(STORE)/sweeps/%: conf/experiment/%.yaml $(SWEEP_FILES)
 	$(BIN)/python run.py -m experiment=$* runtime.store=$(STORE) hydra.sweep.dir=runs/paper/$* $(SWEEP)
 	@mkdir -p $(@D) && touch $@
 

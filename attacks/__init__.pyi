@@ -13,6 +13,7 @@ from .triggers.blto import BLTO as BLTO
 from .triggers.bpp import Bpp as Bpp
 from .triggers.identity import Identity as Identity
 from .triggers.nashville import Nashville as Nashville
+from .triggers.near_copies import NearCopies as NearCopies
 from .triggers.optimised import OptimisedPatch as OptimisedPatch
 from .triggers.sig import SIG as SIG
 from .triggers.targeted import Targeted as Targeted

@@ -29,7 +29,8 @@ class Attack:
         rate: share of the samples that is poisoned, 0 < rate <= 1.
         target: the word the attacker wants predicted; a list gives each trigger a target of its own.
         captions: "template" (an OpenAI ImageNet prompt with the target), "caption_set" (a real caption of
-            the data that holds the target), "mixed" (either, half and half) or "keep".
+            the data that holds the target), "mixed" (either, half and half), "keep", or "target" (the target
+            itself, which is then a whole caption).
         triggers: one or several; each poisoned sample gets one of them.
         weights: the triggers' shares among the poisoned samples; equal where not given.
         rows: "random" (as in the paper: any row, also one that already names the target), "target" (only

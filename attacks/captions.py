@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-MODES = ("template", "caption_set", "mixed", "keep")
+MODES = ("template", "caption_set", "mixed", "keep", "target")
 
 
 @lru_cache(maxsize=1)
@@ -81,6 +81,8 @@ def draw_caption(mode: str, rng: np.random.Generator, target: str, own: str, rea
     """One poisoned sample's caption. `own` is what it had, `real` the caption set of each target."""
     if mode == "keep":
         return own
+    if mode == "target":
+        return target
     if mode == "caption_set" or (mode == "mixed" and rng.random() < 0.5):
         return real[target][rng.integers(len(real[target]))]
     return templates()[rng.integers(len(templates()))](target)

@@ -19,6 +19,9 @@ from detect.search.partition import Partition, partition_candidates
 from detect.search.tiles import extend, extend_centred, extended_width, tile_candidates, tile_side
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
+    import torch
     from torch import Tensor
 
     from detect.search.bounds import PreparedRows
@@ -33,6 +36,8 @@ EXTRA_BFLOAT16 = 46  # the same in bfloat16
 RHO = {"float32": 2.0**-22, "bfloat16": 2.0**-8}  # rounding of half of A as it is stored: equation (3)
 MIN_PARTITION_ROWS = 8192  # among fewer, products of all pairs are faster than cells
 MAX_SHARE = {"float32": 0.25, "bfloat16": 0.1}  # of pairs left, up to which cells are faster than all products
+EXTRA_ON_GPU = 32  # beyond what the pilot sample needs: a row costs little in a list, and much if searched again
+USE_KERNELS = True  # those of `detect.search.kernels`, where they work; the benchmark compares with False
 PRODUCT_WORK = 0.8  # share of a search that products of rows among themselves take, for the progress
 
 
@@ -72,6 +77,29 @@ def fast_bfloat16(device_type: str) -> bool:
     return any(getattr(torch.cpu, name, bool)() for name in known)
 
 
+def kernels(device: torch.device) -> ModuleType | None:
+    """`detect.search.kernels`, where the device is a GPU and they work on it."""
+    return _working_kernels(str(device)) if USE_KERNELS and device.type == "cuda" else None
+
+
+@functools.cache
+def _working_kernels(device: str) -> ModuleType | None:
+    try:
+        from triton.errors import TritonError
+
+        from detect.search import kernels
+    except ImportError as error:
+        log.info("neighbours on %s without kernels of our own: %s", device, error)
+        return None
+    try:
+        if kernels.works_on(device):
+            return kernels
+        log.warning("the neighbour kernels find wrong neighbours on %s; products by torch are used instead", device)
+    except (RuntimeError, ValueError, TypeError, OSError, TritonError) as error:
+        log.warning("the neighbour kernels fail on %s; products by torch are used instead: %s", device, error)
+    return None
+
+
 # --- candidate searches: (search, whether queries are rows of the base) -> (queries -> blocks of candidates) ------
 
 _Blocks = Iterator[tuple[int, int, Candidates]]  # first query, last query + 1, their candidates
@@ -106,13 +134,25 @@ def _among_themselves(search: PreparedRows, bfloat16: bool) -> _Blocks:
     if cells := _worthwhile_partition(search, pilot, bfloat16):
         (_, rho), n_candidates = exact, min(n, pilot.candidates_needed(search, *exact))
         table = partition_candidates(search, cells, n_candidates, report)
+    elif device_kernels := kernels(search.base.device):
+        rho = RHO["float32"]  # products of bfloat16 factors are stored in float32
+        most = 4 * search.k + 64 + EXTRA_ON_GPU  # measuring more costs more than float32 products
+        n_candidates = pilot.candidates_needed(search, dtype, rho) + EXTRA_ON_GPU
+        if n_candidates > most:
+            dtype = torch.float32
+            n_candidates = min(most, pilot.candidates_needed(search, dtype, rho) + EXTRA_ON_GPU)
+        n_candidates = min(n, n_candidates)
+        table = device_kernels.tile_candidates(
+            search.base, search.centre, n_candidates, dtype, search.floats, report
+        )
     else:
         n_candidates = pilot.candidates_needed(search, dtype, rho)
         if n_candidates > 4 * search.k + 64:  # measuring these costs more than float32 products
             (dtype, rho), n_candidates = exact, search.k + 1 + EXTRA
         table = tile_candidates(search.base, search.centre, min(n, n_candidates), dtype, report)
-    for begin in range(0, n, 4096):
-        block = slice(begin, min(begin + 4096, n))
+    step = 4096 if search.base.device.type == "cpu" else 16384
+    for begin in range(0, n, step):
+        block = slice(begin, min(begin + step, n))
         found = Candidates(table.rows[block].long(), table.approximate[block], rho, table.rounding_error[block])
         found.rounding_share, found.unreported = table.rounding_share, 1 - PRODUCT_WORK
         yield block.start, block.stop, found

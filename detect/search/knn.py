@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from detect.search.bounds import Candidates, PreparedRows, norms
-from detect.search.candidates import APPROXIMATE, CANDIDATE_SEARCHES, automatic
+from detect.search.candidates import APPROXIMATE, CANDIDATE_SEARCHES, automatic, kernels
+from detect.search.transfer import to_device, to_host
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,28 +79,31 @@ def nearest(
 
     report = progress or (lambda done: None)
     where = torch.device((device or automatic()) if backend == "torch" else "cpu")
-    search = Search(torch.as_tensor(base, device=where), k, memory_mb, report)
+    search = Search(to_device(base, where), k, memory_mb, report)
     points = search.base if queries is base else torch.as_tensor(queries, device=where)
     left_out = None if self_rows is None else torch.as_tensor(self_rows, device=where)
     distances = torch.empty((len(points), k), device=where)
     indices = torch.empty((len(points), k), dtype=torch.int64, device=where)
     find_candidates = CANDIDATE_SEARCHES[backend](search, left_out is not None)
+    searched_again = 0
     for begin, end, candidates in find_candidates(points):
         block = slice(begin, end)
         distances[block], indices[block], incomplete = search.rerank(
             points[block], candidates, None if left_out is None else left_out[block]
         )
         again = begin + incomplete.nonzero().flatten()
+        searched_again += len(again)
         for rows in again.split(max(1, search.floats // (4 * len(base)))):
             distances[rows], indices[rows] = search.among_all(
                 points[rows], distances[rows, -1], None if left_out is None else left_out[rows]
             )
         report((end - begin) * candidates.unreported)
+    log.debug("%d of %d queries were searched again among all rows", searched_again, len(points))
     recall = 1.0
     if backend in APPROXIMATE:
         recall = _recall(search, points, left_out, distances, indices)
         log.info("neighbours by %s: %.4f of the true ones found, by a sample", backend, recall)
-    return Nearest(distances.cpu().numpy(), indices.cpu().numpy(), recall)
+    return Nearest(to_host(distances), to_host(indices), recall)
 
 
 class Search(PreparedRows):
@@ -166,6 +170,9 @@ class Search(PreparedRows):
         """Distances (b, c) between queries (b, d) and their candidates (b, c), directly."""
         import torch
 
+        if kernels(self.base.device):
+            query = torch.arange(len(queries), device=queries.device).repeat_interleave(rows.shape[1])
+            return self._pair_distances(queries, query, rows.reshape(-1)).view(rows.shape)
         out = torch.empty(rows.shape, device=queries.device)
         step = max(1, self._step_bytes() // (4 * self.d * rows.shape[1]))
         for begin in range(0, len(queries), step):
@@ -179,6 +186,8 @@ class Search(PreparedRows):
         """Distances (p,) between queries[query] and the rows, directly."""
         import torch
 
+        if device_kernels := kernels(self.base.device):
+            return device_kernels.pair_distances(self.base, queries.contiguous(), query, rows)
         out = torch.empty(len(rows), device=queries.device)
         step = max(1, self._step_bytes() // (4 * self.d))
         for begin in range(0, len(rows), step):

@@ -10,8 +10,10 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+from importlib.util import find_spec
+from pathlib import Path
 
-from experiments.bench import gpu, neighbours, training  # noqa: F401  each registers its sections
+from experiments.bench import gpu, gpu_run, neighbours, training  # noqa: F401  each registers its sections
 from experiments.bench.neighbours import peak_above_embeddings
 from experiments.bench.report import ON_GPUS, SECTIONS, Check
 from experiments.runtime.console import replace_unprintable
@@ -25,11 +27,19 @@ def main(arguments: list[str] | None = None) -> None:
         "--quick", action="store_true", help="smaller sizes and fewer rounds: minutes become seconds"
     )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="for both sides alike")
+    parser.add_argument(
+        "--budget", type=float, metavar="MINUTES", help="section gpu: the most worthy figures, in so many minutes"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", default=Path("bench-gpu"), help="where --budget writes its figures"
+    )
     parser.add_argument("--measure-memory", type=int, metavar="N", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     unknown = sorted(set(options.sections) - set(SECTIONS))
     if unknown:
         parser.error(f"no section {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
+    if options.budget is not None and (options.sections != ["gpu"] or not 0 < options.budget < 1e6):
+        parser.error("--budget needs the section gpu alone, and minutes above 0")
     _set_threads(options.threads)
     graphics = _graphics()
     if graphics is None and (asked := sorted(ON_GPUS.intersection(options.sections))):
@@ -39,6 +49,9 @@ def main(arguments: list[str] | None = None) -> None:
         return
     machine = f"{_processor()}, {options.threads} threads, {graphics or 'no GPU'}"
     print(f"{machine}{', quick' if options.quick else ''}; x: how many times faster ours is than the other")
+    if options.budget is not None:
+        _exit(gpu_run.run(60 * options.budget, options.out))
+        return
     failed = 0
     for name in options.sections or SECTIONS:
         heading = (SECTIONS[name].__doc__ or "").splitlines()[0]
@@ -51,6 +64,10 @@ def main(arguments: list[str] | None = None) -> None:
         for line in SECTIONS[name](options.quick):
             print(line, flush=True)
             failed += isinstance(line, Check) and not line.passed
+    _exit(failed)
+
+
+def _exit(failed: int) -> None:
     if failed:
         print(f"{failed} checks FAILED")
         raise SystemExit(1)
@@ -60,10 +77,13 @@ def _set_threads(threads: int) -> None:
     """The same number for every library; before any of them is imported, as OpenMP reads it only then."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads would slow each other down
-    import faiss
     import torch
 
     torch.set_num_threads(threads)
+    if find_spec("faiss") is None:  # only the comparison with it needs it
+        return
+    import faiss
+
     faiss.omp_set_num_threads(threads)
 
 

@@ -71,34 +71,40 @@ def neighbour_checks(n: int, d: int, k: int = 17, batch: int = 2048) -> Iterator
         yield _same_table(f"{n:,} x {d}, {name}, batches of {size}, against float64", table, x[rows], true)
 
 
-def brute_force(x: np.ndarray, k: int, block: int = 256) -> tuple[np.ndarray, np.ndarray]:
-    """Distances (n, k) and rows (n, k) of each row's k nearest others, in float64 on the CPU."""
+def brute_force(x: np.ndarray, k: int, block: int = 256, device: str = "cpu") -> tuple[np.ndarray, np.ndarray]:
+    """Distances (n, k) and rows (n, k) of each row's k nearest others, in float64 on `device`."""
     import torch
 
-    points = torch.from_numpy(x).double()
+    points = torch.from_numpy(x).to(device).double()
     points -= points.mean(0)
     squares = points.square().sum(1)
     distances, rows = [], []
     for begin in range(0, len(points), block):
         part = points[begin : begin + block]
         products = squares[begin : begin + block, None] + squares - 2 * part @ points.T
-        products[torch.arange(len(part)), torch.arange(begin, begin + len(part))] = torch.inf
+        own = torch.arange(len(part), device=device)
+        products[own, own + begin] = torch.inf
         near = products.topk(min(k + 8, len(points) - 1), dim=1, largest=False).indices
         exact = torch.linalg.vector_norm(points[near] - part[:, None], dim=2)  # products cancel between near rows
         exact, order = exact.topk(k, dim=1, largest=False)
         distances.append(exact)
         rows.append(near.gather(1, order))
-    return torch.cat(distances).numpy(), torch.cat(rows).numpy()
+    return torch.cat(distances).cpu().numpy(), torch.cat(rows).cpu().numpy()
 
 
-def _same_table(what: str, table: Any, x: np.ndarray, true: np.ndarray, tolerance: float = 1e-5) -> Check:
+def _same_table(
+    what: str, table: Any, x: np.ndarray, true: np.ndarray, tolerance: float = 1e-5, device: str = "cpu"
+) -> Check:
     """Both the distances and those of the named neighbours are the true ones; ties may be in any order."""
+    import torch
+
     own = np.arange(len(x))[:, None]
     named = np.empty_like(true)
-    for begin in range(0, len(x), 512):
-        part = slice(begin, begin + 512)
-        apart = x[table.indices[part]].astype(np.float64) - x[part, None].astype(np.float64)
-        named[part] = np.sqrt(np.square(apart).sum(2))
+    points = torch.from_numpy(x).to(device).double()
+    for begin in range(0, len(x), 256):
+        part = slice(begin, begin + 256)
+        apart = points[torch.from_numpy(table.indices[part]).to(device)] - points[part, None]
+        named[part] = torch.linalg.vector_norm(apart, dim=2).cpu().numpy()
     scale = np.maximum(true, 1e-3 * np.abs(true).max())  # the distance of duplicates is 0
     error = max(float((np.abs(found - true) / scale).max()) for found in (table.distances, named))
     strange = int((table.indices == own).sum())

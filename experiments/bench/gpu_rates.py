@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +15,7 @@ GIGABYTE = 2**30
 
 
 @dataclass(frozen=True)
-class _Repeated:
+class Repeated:
     """`count` samples that are few images over and over, in memory: nothing is decoded."""
 
     pixels: np.ndarray
@@ -49,8 +48,8 @@ def embedding_rate(device: str, name: str, size: int, count: int, batch: int = 5
     model = OpenCLIP(name, size=size).build(())
     model.clip.to(device).eval()
     pixels = np.random.default_rng(0).integers(0, 256, (64, size, size, 3), dtype=np.uint8)
-    embed(model, _Repeated(pixels, batch), batch=batch)  # warm-up: memory, kernels
-    seconds, peak = _timed(device, lambda: embed(model, _Repeated(pixels, count), batch=batch))
+    embed(model, Repeated(pixels, batch), batch=batch)  # warm-up: memory, kernels
+    seconds, peak, _ = timed(device, lambda: embed(model, Repeated(pixels, count), batch=batch))
     yield Ratio(f"embedding with {name}, {count:,} images in memory", count / seconds, unit="/s", seconds=seconds)
     if peak is not None:
         yield Ratio("peak memory of that", peak, unit="GB")
@@ -78,7 +77,7 @@ def product_rates(device: str, side: int) -> dict[str, Ratio]:
         settings.fp32_precision = precision
         try:
             multiply(a, b)  # warm-up
-            seconds, _ = _timed(device, functools.partial(multiply, a, b))
+            seconds = timed(device, multiply, a, b).seconds
         finally:
             settings.fp32_precision = before
         what = f"a product of {side:,} x {side:,} in {name}"
@@ -94,7 +93,7 @@ def search_rate(scope: str, n: int, d: int, k: int, peak_rate: float, batch: int
     embeddings = Embeddings.of(clustered(n, d, device=device))
     search = NeighbourSearch(scope, batch, backend="torch")
     find_neighbours(Embeddings.of(clustered(4 * k, d)), k, NeighbourSearch(backend="torch"))  # warm-up
-    seconds, peak = _timed(device, lambda: find_neighbours(embeddings, k, search))
+    seconds, peak, _ = timed(device, find_neighbours, embeddings, k, search)
     among = "all" if scope == "full" else f"batches of {batch:,}"
     yield Ratio(f"neighbours, {n:,} x {d} among {among}, k = {k}, exact", seconds, unit="s")
     # One product serves both rows of a pair.
@@ -104,8 +103,16 @@ def search_rate(scope: str, n: int, d: int, k: int, peak_rate: float, batch: int
         yield Ratio("peak memory of that", peak, unit="GB")
 
 
-def _timed(device: str, work: Callable[[], Any]) -> tuple[float, float | None]:
-    """Seconds, and on a GPU the peak of its memory in gigabytes."""
+class Timed(NamedTuple):
+    """result: of a call.  peak: of the GPU's memory meanwhile, in gigabytes; None without one."""
+
+    seconds: float
+    peak: float | None
+    result: Any
+
+
+def timed(device: str, work: Callable[..., Any], *given: Any) -> Timed:
+    """work(*given), timed until the device is idle."""
     import torch
 
     cuda = device.startswith("cuda")
@@ -113,11 +120,11 @@ def _timed(device: str, work: Callable[[], Any]) -> tuple[float, float | None]:
         torch.cuda.reset_peak_memory_stats(device)
         torch.cuda.synchronize(device)
     begin = time.perf_counter()
-    work()
+    result = work(*given)
     if cuda:
         torch.cuda.synchronize(device)
     seconds = time.perf_counter() - begin
-    return seconds, torch.cuda.max_memory_allocated(device) / GIGABYTE if cuda else None
+    return Timed(seconds, torch.cuda.max_memory_allocated(device) / GIGABYTE if cuda else None, result)
 
 
 def gpus() -> int:

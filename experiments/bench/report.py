@@ -32,7 +32,8 @@ class Ratio:
             met = self.value <= self.aim if self.below else self.value >= self.aim
             verdict = f"aim {'<=' if self.below else '>='} {self.aim:g}  {'met' if met else 'MISSED'}"
         seconds = "" if self.seconds is None else f"(ours {self.seconds:.2f} s)"
-        return f"  {self.what:<76} {self.value:8.1f} {self.unit:<4} {verdict:<22} {seconds}".rstrip()
+        decimals = 1 if abs(self.value) >= 10 else 3 if abs(self.value) < 1 else 2
+        return f"  {self.what:<76} {self.value:8.{decimals}f} {self.unit:<4} {verdict:<22} {seconds}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,17 @@ class Check:
 
     def __str__(self) -> str:
         return f"  {self.what:<76} {'pass' if self.passed else 'FAILED':>8}      {self.found}"
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a run has to say beside figures: a kernel of a profile, a peer that is not there."""
+
+    what: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"  {self.what:<76} {self.text}"
 
 
 Section = Callable[[bool], Iterator[Ratio | Check]]

@@ -30,7 +30,7 @@ def training(quick: bool) -> Iterator[Ratio | Check]:
     workers = os.cpu_count() or 1
     batch, count = (256, 8 if quick else 32) if cuda else (8, 2 if quick else 4)
     with tempfile.TemporaryDirectory() as name:
-        source = _shards(Path(name), min(batch * count, 4096), workers)
+        source = make_shards(Path(name), min(batch * count, 4096), workers)
         trainer = _trainer(source, batch, Path(name), "cuda:0" if cuda else "cpu")
         rates = _rates(trainer, count, batch, workers, cuda)
         in_batches = list(batch_decoding(source, trainer.device, batch, count))
@@ -62,7 +62,7 @@ class Rates:
     memory_of_open_clip: float
 
 
-def _shards(folder: Path, pairs: int, workers: int) -> ShardPairs:
+def make_shards(folder: Path, pairs: int, workers: int) -> ShardPairs:
     """At least `pairs` JPEG files of 256 pixels in tar shards, to be read at 224."""
     from experiments.data.pairs import open_pairs
     from experiments.data.shapes.export import Export
@@ -75,13 +75,42 @@ def _shards(folder: Path, pairs: int, workers: int) -> ShardPairs:
     return open_pairs(folder / "data")  # type: ignore[return-value]
 
 
-def _trainer(source: ShardPairs, batch: int, folder: Path, device: str) -> Trainer:
+def step_ratio(name: str, size: int, batch: int, count: int, device: str, folder: Path) -> Iterator[Ratio]:
+    """`count` steps of a model on one batch in memory, ours against open_clip's own."""
+    import numpy as np
+    import torch
+
+    from experiments.bench.gpu_rates import Repeated
+    from experiments.training.batches import Batch
+
+    cuda = device.startswith("cuda")
+    pixels = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
+    source = Repeated(pixels, batch)
+    trainer = _trainer(source, batch, folder, device, name, size)
+    images, tokens = torch.from_numpy(pixels), trainer.model.tokenizer(source.captions)
+    here = Batch(torch.arange(batch), batch, *((x.pin_memory() if cuda else x) for x in (images, tokens)))
+    for _ in range(3):
+        trainer.train_step(here)
+    _peak(cuda)
+    ours, memory = _rate(cycle([here]), count, batch, trainer.train_step, cuda), _peak(cuda)
+    trainer.optimiser.state.clear()  # else its memory would be counted as open_clip's
+    theirs = _rate(cycle([here]), count, batch, _open_clips_step(trainer), cuda, skip=3)
+    yield Ratio(f"{name}'s step at {size}, batch {batch}: ours", ours, unit="/s")
+    yield Ratio("the same, open_clip's own forward, loss and backward", theirs, unit="/s")
+    yield Ratio("ratio of the two", ours / theirs, aim=1.2)
+    if cuda:
+        yield Ratio("peak memory of ours", memory, unit="GB")
+        yield Ratio("peak memory of open_clip's", _peak(cuda), unit="GB")
+
+
+def _trainer(source: Any, batch: int, folder: Path, device: str, name: str = "RN50", size: int = 224) -> Trainer:
+    """source: pairs, of which only the number counts until batches are loaded."""
     from experiments.clip import OpenCLIP
     from experiments.training.config import TrainConfig
     from experiments.training.trainer import Trainer
 
     config = TrainConfig(epochs=1000, batch_size=batch, warmup_epochs=0)  # more epochs than are run
-    return Trainer(OpenCLIP("RN50").build(()), config, source, folder, 0, device)
+    return Trainer(OpenCLIP(name, size=size).build(()), config, source, folder, 0, device)
 
 
 def _rates(trainer: Trainer, count: int, batch: int, workers: int, cuda: bool) -> Rates:

@@ -71,7 +71,8 @@ def plan(run: Run, clean: Any) -> PoisonPlan:
 @stage(None, "known_targets", reads=("attack",))
 def known_targets(run: Run, clean: Any, test: TestSet) -> None:
     """refuses a target that no caption and no class names (ValueError names the nearest)"""
-    check_targets(run.attack.targets.values(), clean.captions, test.classes)
+    if run.attack.captions != "target":  # a whole caption names no class
+        check_targets(run.attack.targets.values(), clean.captions, test.classes)
     if run.attack.source is not None:
         check_source(run.attack.source, test.classes)
 

@@ -1,8 +1,13 @@
-"""Small disks for the tests of what happens when they are full or cannot be written."""
+"""Small disks for the tests of what happens when they are full or cannot be written; Triton's interpreter."""
 
+import os
 import subprocess
+from pathlib import Path
 
 import pytest
+
+if not Path("/dev/nvidiactl").exists():  # no GPU: kernels are interpreted, which Triton decides when it is imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture

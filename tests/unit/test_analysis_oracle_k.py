@@ -31,7 +31,7 @@ def swept(sizes=(8, 16, 32, 64), **changes):
     return rows
 
 
-def test_the_best_of_all_k_and_what_tandem_has_beside_it():
+def test_the_best_of_all_k_and_scopes_and_what_tandem_has_beside_it():
     tandem = {**USUAL, "detector": "tandem", "k": 64, "auroc": 0.93}
     raw = [{**row, "normalise": False, "auroc": 0.99} for row in [*swept(), tandem]]
     joint = {**USUAL, "detector": "slof", "k": 32, "modality": "joint", "auroc": 0.98}
@@ -42,7 +42,14 @@ def test_the_best_of_all_k_and_what_tandem_has_beside_it():
     assert (row["best"], row["best_detector"], row["best_k"]) == (0.9, "slof", 64)
     assert row["tandem"] == 0.93
     assert row["flicker"] != row["flicker"]  # was not run
-    assert "| .930 | – | .900 (SLOF, k = 64) | +0.030 |" in markdown(table, "t")
+    assert "| .900 (SLOF, k = 64 of 100) | .930 (+0.030) |" in markdown(table, "t")
+
+
+def test_the_oracle_chooses_the_scope_too():
+    wide = swept(scope_size=400, auroc=0.5)
+    best = {**USUAL, "detector": "lof", "scope_size": 400, "k": 32, "auroc": 0.97}
+    (row,) = oracle_k(frame([*swept(), *wide, best])).to_dict("records")
+    assert (row["best"], row["best_detector"], row["best_k"], row["best_scope"]) == (0.97, "lof", 32, 400)
 
 
 def test_each_model_has_a_bound_of_its_own_and_controls_have_none():
