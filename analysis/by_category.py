@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 CATEGORICAL = {
     "normalise": "raw against normalised embeddings",
-    "modality": "image against joint image-text neighbours",
+    "modality": "neighbours by image, by text, in one set of both, or by pair",
     "convention": "published definitions against the paper's code",
     "model": "architectures",
 }

@@ -192,7 +192,10 @@ class Scene:
         config = json.loads((plan_folder / "meta.json").read_text())["config"]
         plan = PoisonPlan.load(plan_folder / "plan.parquet")
         clean = open_pairs(self.store / "data" / keys["data"])
-        return PoisonedPairs(clean, plan, instantiate(config["attack"]["attack"], _convert_="all"))
+        attack = instantiate(config["attack"]["attack"], _convert_="all")
+        if "patch" in keys:
+            attack = attack.with_patch(str(self.store / "patch" / keys["patch"] / "patch.png"))
+        return PoisonedPairs(clean, plan, attack)
 
 
 def scenes(cells: Sequence[StoredCell], store: str | Path) -> list[Scene]:

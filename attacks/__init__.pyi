@@ -8,10 +8,13 @@ from .poisoned_pairs import PoisonedPairs as PoisonedPairs
 from .triggers.badnets import BadNets as BadNets
 from .triggers.base import Trigger as Trigger
 from .triggers.blended import Blended as Blended
+from .triggers.blended_other import BlendedOther as BlendedOther
 from .triggers.blto import BLTO as BLTO
+from .triggers.bpp import Bpp as Bpp
 from .triggers.identity import Identity as Identity
 from .triggers.nashville import Nashville as Nashville
 from .triggers.near_copies import NearCopies as NearCopies
+from .triggers.optimised import OptimisedPatch as OptimisedPatch
 from .triggers.sig import SIG as SIG
 from .triggers.targeted import Targeted as Targeted
 from .triggers.wanet import WaNet as WaNet

@@ -1,7 +1,9 @@
 """An attack: triggers + captions + a choice of rows."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 
 import numpy as np
@@ -9,7 +11,7 @@ import numpy as np
 from attacks.captions import MODES
 from attacks.triggers.base import Trigger, require
 
-ROWS = ("random", "target", "other")
+ROWS = ("random", "target", "other", "source")
 
 
 def _one_of(value: str, choices: Sequence[str], parameter: str) -> None:
@@ -32,7 +34,10 @@ class Attack:
         triggers: one or several; each poisoned sample gets one of them.
         weights: the triggers' shares among the poisoned samples; equal where not given.
         rows: "random" (as in the paper: any row, also one that already names the target), "target" (only
-            captions that hold the target word: clean label) or "other" (only those that do not).
+            captions that hold the target word: clean label), "other" (only those that do not) or "source"
+            (only those that hold the word `source` and not the target).
+        source: a class of the test images. Success is then measured on the images of this class alone, and
+            without a change to them where the trigger makes none.
     """
 
     name: str
@@ -42,6 +47,7 @@ class Attack:
     triggers: Sequence[Trigger] = field(default_factory=tuple)
     weights: Sequence[float] | None = None
     rows: str = "random"
+    source: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "triggers", tuple(self.triggers))
@@ -55,9 +61,12 @@ class Attack:
         require(0 < self.rate <= 1, "attack.rate", "above 0 and at most 1", self.rate)
         _one_of(self.captions, MODES, "attack.captions")
         _one_of(self.rows, ROWS, "attack.rows")
+        self._validate_source()
         names = [trigger.name for trigger in self.triggers]
         require(len(names) > 0, "attack.triggers", "a list of at least one trigger", names)
         require(len(set(names)) == len(names), "attack.triggers", "named differently", names)
+        patched = [trigger.name for trigger in self.triggers if trigger.needs_patch]
+        require(len(patched) < 2, "attack.triggers", "with at most one patch to optimise", patched)
         words = [self.target] if isinstance(self.target, str) else list(self.target)
         require(all(isinstance(w, str) and w.strip() for w in words), "attack.target", "a word", self.target)
         if not isinstance(self.target, str):
@@ -71,6 +80,16 @@ class Attack:
         if self.weights is not None:
             ok = len(self.weights) == len(names) and min(self.weights) >= 0 and sum(self.weights) > 0
             require(ok, "attack.weights", f"one share per trigger {names}, none below 0", self.weights)
+
+    def _validate_source(self) -> None:
+        given = isinstance(self.source, str) and bool(self.source.strip())
+        if self.rows == "source" or self.source is not None:
+            require(given, "attack.source", "a word where attack.rows is 'source'", self.source)
+            require(self.rows == "source", "attack.rows", "'source' where attack.source is given", self.rows)
+            require(isinstance(self.target, str), "attack.target", "one word where there is a source", self.target)
+            word = str(self.source).casefold()
+            words = [target.casefold() for target in self.targets.values()]
+            require(word not in words, "attack.source", f"another word than the target {words[0]!r}", self.source)
 
     @property
     def targets(self) -> dict[str, str]:
@@ -86,8 +105,9 @@ class Attack:
 
     @property
     def success_triggers(self) -> tuple[str, ...]:
-        """Names of the triggers whose success can be measured (not `Identity`)."""
-        return tuple(trigger.name for trigger in self.triggers if trigger.measures_success)
+        """Names of the triggers whose success can be measured (not `Identity`, unless there is a source class)."""
+        sourced = self.source is not None
+        return tuple(trigger.name for trigger in self.triggers if trigger.measures_success or sourced)
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -98,6 +118,16 @@ class Attack:
     def versions(self) -> dict[str, int]:
         """Versions of the triggers' code, by name, where they are not the first."""
         return {trigger.name: trigger.version for trigger in self.triggers if trigger.version > 1}
+
+    @property
+    def unoptimised(self) -> Trigger | None:
+        """The trigger whose patch has yet to be optimised; see `with_patch`."""
+        return next((trigger for trigger in self.triggers if trigger.needs_patch), None)
+
+    def with_patch(self, path: str) -> Attack:
+        """The same attack with the image file `path` as the patch of its unoptimised trigger."""
+        made = [replace(t, patch=path) if t.needs_patch else t for t in self.triggers]  # type: ignore[call-arg]
+        return replace(self, triggers=made)
 
     def count(self, n: int) -> int:
         """Number of poisoned samples among `n`: rate * n, rounded (halves to even).
@@ -134,11 +164,12 @@ class Attack:
     def trigger_test_images(self, images: np.ndarray, trigger_name: str | None = None) -> np.ndarray:
         """Copies of test `images`, uint8 (b, size, size, 3), as the attacker would show them to the model.
 
-        A targeted attack has no trigger to put on other images: see `PoisonedPairs.trigger_test_images`.
+        A targeted attack has no trigger to put on other images, and pictures to blend with come from the data: see
+        `PoisonedPairs.trigger_test_images`.
         """
         trigger = self.trigger(trigger_name)
-        if trigger.source_count:
-            raise ValueError(f"{trigger.name!r} aims at images of the data; use PoisonedPairs.trigger_test_images")
+        if trigger.source_count or trigger.blends_pictures:
+            raise ValueError(f"{trigger.name!r} needs images of the data; use PoisonedPairs.trigger_test_images")
         images = np.asarray(images)
         return trigger.apply(images, [trigger.test_parameters(images.shape[1])] * len(images))
 

@@ -55,6 +55,14 @@ def check_targets(words: Iterable[str], captions: Sequence[str], classes: Sequen
         )
 
 
+def check_source(word: str, classes: Sequence[str]) -> None:
+    """ValueError, with the nearest class there is, for a source of which there are no labelled test images."""
+    if classes and word not in classes:
+        near = get_close_matches(word, classes, 1, 0.3)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"attack.source must be a class of the test images, got {word!r}{hint}")
+
+
 def caption_set(captions: Sequence[str], word: str) -> list[str]:
     """The data's captions that hold `word`, sorted so that the order of the rows does not matter.
 

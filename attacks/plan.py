@@ -127,6 +127,7 @@ def draw_plan(attack: Attack, pairs: Pairs, seed: int) -> PoisonPlan:
 
     rows = _rows(attack, pairs, count, seed)
     ids = np.asarray(pairs.ids)[rows]
+    all_ids = np.sort(pairs.ids)  # so that a draw from them does not depend on the order of the rows
     targets = attack.targets
     wants_real = attack.captions in ("caption_set", "mixed")
     real = {word: caption_set(pairs.captions, word) for word in set(targets.values())} if wants_real else {}
@@ -139,12 +140,20 @@ def draw_plan(attack: Attack, pairs: Pairs, seed: int) -> PoisonPlan:
         drawn = trigger.draw(rng, pairs.size)
         if trigger.source_count:
             drawn = {**drawn, "source": int(rng.choice(ids[: trigger.source_count]))}
+        if trigger.blends_pictures:
+            drawn = {**drawn, "picture": _other_id(all_ids, id, rng)}
         caption_rng = _rng(seed, id, _CAPTION)
         own = pairs.captions[row]
         captions.append(draw_caption(attack.captions, caption_rng, targets[trigger.name], own, real))
         names.append(trigger.name)
         parameters.append(drawn)
     return PoisonPlan(ids, tuple(captions), tuple(names), tuple(parameters), tuple(targets[name] for name in names))
+
+
+def _other_id(ids: np.ndarray, own: int, rng: np.random.Generator) -> int:
+    """One of the sorted `ids` (n,) that is not `own`; the only one there is where n is 1."""
+    place = int(np.searchsorted(ids, own))
+    return int(ids[(place + int(rng.integers(1, max(len(ids), 2)))) % len(ids)])
 
 
 def _rows(attack: Attack, pairs: Pairs, count: int, seed: int) -> np.ndarray:
@@ -154,10 +163,15 @@ def _rows(attack: Attack, pairs: Pairs, count: int, seed: int) -> np.ndarray:
     if attack.rows != "random":
         words = set(attack.targets.values())
         holds = np.logical_or.reduce([holds_word(pairs.captions, word) for word in words])
-        fits = np.flatnonzero(holds if attack.rows == "target" else ~holds)
+        fitting = holds if attack.rows == "target" else ~holds
+        if attack.source is not None:
+            fitting &= holds_word(pairs.captions, attack.source)
+        fits = np.flatnonzero(fitting)
     if len(fits) < count:
         words_text = " or ".join(repr(word) for word in sorted(set(attack.targets.values())))
         verb = "hold" if attack.rows == "target" else "do not hold"
+        if attack.source is not None:
+            verb = f"hold {attack.source!r} and not"
         raise ValueError(
             f"attack {attack.name!r} asks for {count} rows (rate {attack.rate} of {len(pairs)}) whose "
             f"captions {verb} {words_text}, but there are only {len(fits)}; "

@@ -1,12 +1,14 @@
 """Clean pairs with a plan laid over them: itself a `Pairs`."""
 
 from dataclasses import dataclass, field
+from zlib import crc32
 
 import numpy as np
 
 from attacks.attack import Attack
 from attacks.pairs import Pairs
 from attacks.plan import PoisonPlan, names_in
+from attacks.triggers.base import Parameters
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,20 @@ class PoisonedPairs:
         names = np.array([self.plan.triggers[entry] for entry in entries[poisoned]])
         for name in np.unique(names):
             at = poisoned[names == name]
-            parameters = [self.plan.parameters[entry] for entry in entries[at]]
+            parameters = self._with_pictures([self.plan.parameters[entry] for entry in entries[at]])
             images[at] = self.attack.trigger(str(name)).apply(images[at], parameters)
         return images
+
+    def _with_pictures(self, parameters: list[Parameters]) -> list[Parameters]:
+        """The parameters, with the clean image in place of a picture's id."""
+        named = [i for i, own in enumerate(parameters) if "picture" in own]
+        if not named:
+            return parameters
+        wanted = np.array([parameters[i]["picture"] for i in named], np.int64)
+        pictures = self.clean.images(_rows_of(np.asarray(self.ids), wanted))
+        for i, picture in zip(named, pictures, strict=True):
+            parameters[i] = {**parameters[i], "picture": picture}
+        return parameters
 
     def source_images(self, trigger_name: str | None = None) -> np.ndarray:
         """The images a targeted trigger aims at, as they are in the clean data: uint8 (m, size, size, 3)."""
@@ -98,11 +111,18 @@ class PoisonedPairs:
     def trigger_test_images(self, test_images: np.ndarray, trigger_name: str | None = None) -> np.ndarray:
         """What the attacker wants classified as `attack.targets[trigger_name]`, uint8 (m, size, size, 3).
 
-        Triggered copies of `test_images`; for a targeted attack the source images, whatever the test images.
+        Triggered copies of `test_images`; for a targeted attack the source images, whatever the test images. A
+        picture to blend with is one of the clean data, drawn by the content of the test image.
         """
-        if self.attack.trigger(trigger_name).source_count:
+        trigger = self.attack.trigger(trigger_name)
+        if trigger.source_count:
             return self.source_images(trigger_name)
-        return self.attack.trigger_test_images(test_images, trigger_name)
+        if not trigger.blends_pictures:
+            return self.attack.trigger_test_images(test_images, trigger_name)
+        images = np.asarray(test_images)
+        rows = np.array([crc32(image.tobytes()) % len(self) for image in images], np.int64)
+        own = trigger.test_parameters(self.size)
+        return trigger.apply(images, [{**own, "picture": picture} for picture in self.clean.images(rows)])
 
 
 def _rows_of(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -12,9 +12,11 @@ from .embeddings import DetectorInputs as DetectorInputs
 from .embeddings import Embeddings as Embeddings
 from .flicker import Flicker as Flicker
 from .forest import IsolationForest as IsolationForest
+from .forgetting import Forgetting as Forgetting
 from .kdist import KDistance as KDistance
 from .lid import LID as LID
 from .lof import LOF as LOF
+from .loss_slope import LossSlope as LossSlope
 from .metrics import Metrics as Metrics
 from .metrics import Scores as Scores
 from .metrics import evaluate as evaluate

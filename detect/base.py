@@ -95,6 +95,8 @@ class LocalDetector(Detector):
                 raise self._no_paper_code()
             if self.scope == "reference":
                 raise ValueError("convention 'paper_code' needs scope full or batch, as in the public code")
+            if self.modality not in ("image", "joint"):
+                raise ValueError("convention 'paper_code' needs modality image or joint, as in the public code")
         _ = self.search  # refuses unknown settings
 
     @classmethod

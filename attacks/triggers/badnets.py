@@ -49,7 +49,10 @@ class BadNets(Trigger):
         return {"top": middle, "left": middle}
 
     def _apply(self, images: np.ndarray, parameters: Sequence[Parameters]) -> np.ndarray:
-        patch = dotted_patch(self.size)
+        return self._paste(images, parameters, dotted_patch(self.size))
+
+    def _paste(self, images: np.ndarray, parameters: Sequence[Parameters], patch: np.ndarray) -> np.ndarray:
+        """The images with `patch`, uint8 (size, size, 3), at the places drawn."""
         for image, where in zip(images, parameters, strict=True):
             top, left = where["top"], where["left"]
             image[top : top + self.size, left : left + self.size] = patch

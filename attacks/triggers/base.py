@@ -38,6 +38,19 @@ class Trigger(ABC):
         """How many images of the data stand in for all poisoned ones; 0 where each keeps its own."""
         return 0
 
+    @property
+    def blends_pictures(self) -> bool:
+        """Whether the parameters of each sample get a `picture`: another image of the data, (size, size, 3).
+
+        The plan names it by id; the pairs (`PoisonedPairs`) put the image in its place.
+        """
+        return False
+
+    @property
+    def needs_patch(self) -> bool:
+        """Whether its patch has yet to be optimised on a model."""
+        return False
+
     def draw(self, rng: np.random.Generator, size: int) -> Parameters:
         """Parameters of one poisoned sample on a canvas of `size` pixels; JSON-able."""
         return {}

@@ -28,11 +28,17 @@ def mosaic(size: int, cells: int, seed: int) -> np.ndarray:
 
 @lru_cache(maxsize=16)
 def picture(path: str, size: int) -> np.ndarray:
-    """uint8 (size, size, 3): the file's image, its middle square resized to the canvas."""
-    from PIL import Image, ImageOps
+    """uint8 (size, size, 3): the file's image, its middle square resized to the canvas.
 
-    with Image.open(path) as file:
-        return np.asarray(ImageOps.fit(file.convert("RGB"), (size, size), Image.Resampling.BICUBIC))
+    Raises ValueError for a file that is no image.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as file:
+            return np.asarray(ImageOps.fit(file.convert("RGB"), (size, size), Image.Resampling.BICUBIC))
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
+        raise ValueError(f"an attack's picture must be an image file, got {path!r}: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +60,9 @@ class Blended(Trigger):
     @property
     def files(self) -> tuple[str, ...]:
         return () if self.pattern is None else (self.pattern,)
+
+    def check(self, size: int) -> None:
+        self.picture(size)  # a file that is no image is refused now
 
     def picture(self, size: int) -> np.ndarray:
         """The fixed pattern, uint8 (size, size, 3)."""

@@ -43,6 +43,9 @@ class NearCopies(Trigger):
         level = float(rng.uniform(-self.brightness, self.brightness))
         return {"down": down, "right": right, "level": level, "noise_seed": int(rng.integers(2**31))}
 
+    def test_parameters(self, size: int) -> Parameters:
+        return {"down": 0, "right": 0, "level": 0.0, "noise_seed": 0}  # a copy in its place
+
     def _apply(self, images: np.ndarray, parameters: Sequence[Parameters]) -> np.ndarray:
         side = images.shape[1]
         for image, drawn in zip(images, parameters, strict=True):

@@ -7,7 +7,11 @@ same table, so that a detector can ask for its neighbours' own neighbourhoods:
     batch      random batches of `batch_size`; every sample is a query in exactly one. A last, short batch is
                filled up with samples of other batches, which are no queries there (extra rows)
     reference  the reference rows, searched among themselves, then the samples, searched among the reference
-    joint      (modality) as above, with each sample's text embedding as a further row of its scope
+The modality says what a row is:
+
+    image, text  that embedding of the sample
+    joint        the image embedding; each sample's text embedding is a further row of its scope
+    pair         the image and the text embedding side by side: the squares of both distances add up
 
 Distances are Euclidean and, unless an approximate backend was asked for, exact. Ties go to the lower row.
 """
@@ -32,7 +36,7 @@ from detect.search.knn import Nearest, nearest
 log = logging.getLogger(__name__)
 VERSION = 1  # raised when a change to the search gives other tables
 SCOPES = ("full", "batch", "reference")
-MODALITIES = ("image", "joint")
+MODALITIES = ("image", "text", "joint", "pair")
 
 
 @dataclass(frozen=True)
@@ -189,13 +193,15 @@ class _Knn:
 
 
 def _points(embeddings: Embeddings, search: NeighbourSearch) -> np.ndarray:
-    """(parts, n, d): the images, and for the joint modality the texts."""
-    parts = [embeddings.image]
-    if search.modality == "joint":
+    """(parts, n, d): the images or the texts, for the joint modality both, for the pairs both in one row."""
+    parts = [] if search.modality == "text" else [embeddings.image]
+    if search.modality != "image":
         if embeddings.text is None:
-            raise ValueError("modality 'joint' needs text embeddings, and there are none")
+            raise ValueError(f"modality {search.modality!r} needs text embeddings, and there are none")
         parts.append(embeddings.text)
     ready = [unit(part) if search.normalise else np.ascontiguousarray(part, np.float32) for part in parts]
+    if search.modality == "pair":
+        return np.concatenate(ready, axis=1)[None]
     return ready[0][None] if len(ready) == 1 else np.stack(ready)
 
 

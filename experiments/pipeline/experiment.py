@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from attacks import Attack
+from attacks import Attack, Trigger
 from detect import Detector, LocalDetector
 from detect.base import INSTALL
 from detect.search.neighbours import NeighbourSearch
@@ -142,6 +142,16 @@ class Experiment:
         """The words that the attack aims at; without an attack, the word of the configuration."""
         return sorted({self.target, *self.attack.targets.values()})
 
+    @property
+    def patch_trigger(self) -> Trigger | None:
+        """The trigger whose patch the attacker optimises on a model of clean data."""
+        return self.attack.unoptimised
+
+    @property
+    def patch_target(self) -> str | None:
+        """What that trigger stands for."""
+        return None if self.patch_trigger is None else self.attack.targets[self.patch_trigger.name]
+
     def specs(self) -> Iterator[ScoreSpec]:
         """Each detector on normalised and on raw embeddings; once where the norm makes no difference."""
         for name, detector in self.detectors.items():
@@ -207,6 +217,9 @@ class Experiment:
                 return (self.threads or os.cpu_count()) if device == "cpu" else None
             case "detector":
                 return None  # of one call: see the stage
+            case "patch_trigger":
+                trigger = self.patch_trigger
+                return None if trigger is None else dataclasses.asdict(trigger) | {"version": trigger.version}
         return getattr(self, part)
 
     def _resolved(self, group: str) -> dict[str, Any]:

@@ -23,10 +23,15 @@ STAGES: dict[str, Stage] = {}
 
 @dataclass(frozen=True)
 class Call:
-    """The value that is asked for, by name, with the settings of the call."""
+    """The value that is asked for, by name, with the settings of the call.
+
+    changes: keys of the configuration that differ in the experiment whose value it is, such as `train_on`. Nothing
+    is given in place of a stage there (see `Runner`).
+    """
 
     gives: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,8 @@ def _calls(runner: Runner) -> dict[str, list[dict[str, Any]]]:
         gives, settings = runner.provider(call.gives), dict(call.settings)
         if settings not in found.setdefault(gives, []):
             found[gives].append(settings)
-            waiting += STAGES[gives].inputs(runner.experiment, **settings).values()
+            inputs = STAGES[gives].inputs(runner.experiment, **settings).values()
+            waiting += [call for call in inputs if not call.changes]  # those are of another configuration
     return found
 
 

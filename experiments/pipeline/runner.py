@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from experiments.pipeline.experiment import Experiment
-from experiments.pipeline.graph import Run
+from experiments.pipeline.graph import Call, Run
 from experiments.pipeline.resources import Resources
 from experiments.pipeline.stages import STAGES
 from experiments.runtime import distributed
@@ -34,6 +35,7 @@ class Runner:
         self._entries: dict[str, Entry] = {}
         self._values: dict[str, Any] = {}
         self._tables: dict[tuple[str, int], Recipe] = {}
+        self._others: dict[str, Runner] = {}
 
     @classmethod
     def of(cls, config: DictConfig) -> Runner:
@@ -108,11 +110,12 @@ class Runner:
             config["settings"] = dict(own)
         inputs: dict[str, str] = {}
         for call in stage.inputs(experiment, **settings).values():
-            name = self.provider(call.gives)
-            if name in self.given or STAGES[name].name is not None:
-                inputs[STAGES[name].name or name] = self.key(name, **call.settings)
+            of = self._of(call)
+            name = of.provider(call.gives)
+            if name in of.given or STAGES[name].name is not None:
+                inputs[STAGES[name].name or name] = of.key(name, **call.settings)
                 continue
-            derived = self.recipe(name, call.settings)
+            derived = of.recipe(name, call.settings)
             inputs |= derived.inputs
             if derived.config:
                 config[name] = derived.config
@@ -136,12 +139,23 @@ class Runner:
 
     def _inputs(self, gives: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         calls = STAGES[gives].inputs(self.experiment, **settings)
-        return {name: self.value(call.gives, **call.settings) for name, call in calls.items()}
+        return {name: self._of(call).value(call.gives, **call.settings) for name, call in calls.items()}
+
+    def _of(self, call: Call) -> Runner:
+        """The runner of the experiment whose value the call asks for."""
+        if not call.changes:
+            return self
+        changes = json.dumps(call.changes, sort_keys=True)
+        if changes not in self._others:
+            other = self.experiment.replace(**call.changes)
+            self._others[changes] = Runner(other, self.store, self.resources, {})
+        return self._others[changes]
 
     def _prepare(self, gives: str, **settings: Any) -> None:
         """Have all stored stages that a value needs, without loading them."""
         for call in STAGES[gives].inputs(self.experiment, **settings).values():
-            name = self.provider(call.gives)
-            if name not in self.given:
-                have = self._prepare if STAGES[name].name is None else self.entry
+            of = self._of(call)
+            name = of.provider(call.gives)
+            if name not in of.given:
+                have = of._prepare if STAGES[name].name is None else of.entry
                 have(name, **call.settings)

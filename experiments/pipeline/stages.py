@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from attacks import PoisonedPairs, PoisonPlan, draw_plan
-from attacks.captions import check_targets, holds_word, templates
+from attacks.captions import check_source, check_targets, holds_word, templates
 from detect import DetectorInputs, Embeddings, Neighbours
 from detect.search.neighbours import VERSION
 from detect.views import DRIFT, VIEWS
@@ -73,12 +73,30 @@ def known_targets(run: Run, clean: Any, test: TestSet) -> None:
     """refuses a target that no caption and no class names (ValueError names the nearest)"""
     if run.attack.captions != "target":  # a whole caption names no class
         check_targets(run.attack.targets.values(), clean.captions, test.classes)
+    if run.attack.source is not None:
+        check_source(run.attack.source, test.classes)
 
 
-@stage(None, "poisoning", reads=("attack",))
-def poisoning(run: Run, plan: PoisonPlan) -> Poisoning:
+@stage(
+    "patch",
+    "patch",
+    reads=("patch_trigger", "patch_target", "seed", "threads"),
+    inputs=lambda e: {"clean": Call("clean"), "model": Call("model", changes={"train_on": "clean"})},
+    form=stored.PATCH,
+)
+def patch(run: Run, clean: Any, model: TrainedModel) -> np.ndarray:
+    """optimises a trigger's patch on a model of the clean data, for attacks with such a trigger"""
+    from experiments.clip.patch import optimise_patch
+
+    if run.patch_trigger is None:
+        raise ValueError("the attack has no trigger with a patch to optimise")
+    return optimise_patch(model, clean, run.patch_trigger, run.patch_target, run.seed)
+
+
+@stage(None, "poisoning", reads=("attack",), optional={"patch": lambda e: e.patch_trigger is not None})
+def poisoning(run: Run, plan: PoisonPlan, patch: str | None = None) -> Poisoning:
     """the attack with its plan"""
-    return Poisoning(run.attack, plan)
+    return Poisoning(run.attack if patch is None else run.attack.with_patch(patch), plan)
 
 
 @stage(None, "pairs")

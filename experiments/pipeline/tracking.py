@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 MODES = ("online", "offline", "disabled")
 MEASURES = ("auroc", "auprc", "fpr95", "fpr100", "recall_at_1pct")
+OF_MODEL = ("zero_shot_top1", "asr", "hit_at_1", "hit_at_5", "hit_at_10")
 
 
 @dataclass
@@ -137,7 +138,7 @@ class Tracker:
 
     def _record_cell(self, cell: Cell) -> None:
         row = {name: value for name, value in cell.row.items() if not _missing(value)}
-        results = {*MEASURES, "seconds", "memory_mb", "zero_shot_top1", "asr", "status", "error"}
+        results = {*MEASURES, *OF_MODEL, "seconds", "memory_mb", "status", "error"}
         run = self._open(
             name=f"{row['attack']}-{_label(row)}-seed{row.get('seed')}",
             group=str(row["attack"]),
@@ -184,7 +185,7 @@ def summary(result: RunResult) -> dict[str, Any]:
     metadata.
     """
     values: dict[str, Any] = {}
-    for name in ("zero_shot_top1", "asr", "n", "n_poison", "attack_succeeded"):
+    for name in (*OF_MODEL, "n", "n_poison", "attack_succeeded"):
         if not _missing(result.metadata.get(name)):
             values[name] = result.metadata[name]
     for cell in result.cells:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from experiments.runtime.store import Entry
 
 
+PATCH_FILE = "patch.png"
+
+
 @dataclass(frozen=True)
 class DataSet:
     """What a data source has built in `path`."""
@@ -93,9 +96,7 @@ def measure_model(model: Any, test: TestSet, poisoning: Poisoning | None, clean:
     """Zero-shot accuracy and, for a poisoning, attack success rate."""
     from experiments.clip.zero_shot import evaluate_zero_shot
 
-    if poisoning is None:
-        return evaluate_zero_shot(model, test, None)
-    return evaluate_zero_shot(model, test, poisoning.attack, poisoning.of(clean).source_images)
+    return evaluate_zero_shot(model, test, None if poisoning is None else poisoning.of(clean))
 
 
 # --- how they are stored ------------------------------------------------------------------------------------------
@@ -109,6 +110,12 @@ class Form:
 
     load: Callable[[Entry], Any]
     save: Callable[[Any, Path], Any] | None = None
+
+
+def _save_patch(patch: np.ndarray, folder: Path) -> None:
+    from PIL import Image
+
+    Image.fromarray(patch).save(folder / PATCH_FILE)
 
 
 def _save_measures(measures: dict[str, Any], folder: Path) -> None:
@@ -163,6 +170,7 @@ PLAN = Form(
 MODEL = Form(lambda entry: Trained(entry.path))
 MEASURES = Form(lambda entry: json.loads((entry.path / "measures.json").read_text()), _save_measures)
 EMBEDDINGS = Form(_load_embeddings, _save_embeddings)
+PATCH = Form(lambda entry: str(entry.path / PATCH_FILE), _save_patch)
 DRIFT = Form(lambda entry: np.load(entry.path / "drift.npy"), _save_drift)
 AGREEMENT = Form(lambda entry: np.load(entry.path / "agreement.npy"), _save_agreement)
 NEIGHBOURS = Form(lambda entry: _read_neighbours(entry.path), lambda table, folder: table.save(folder))

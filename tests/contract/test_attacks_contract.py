@@ -9,8 +9,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from PIL import Image
 
-from attacks import ArrayPairs, Attack, NoAttack, PoisonedPairs, PoisonPlan, draw_plan
+from attacks import ArrayPairs, Attack, NoAttack, PoisonedPairs, PoisonPlan, Trigger, draw_plan
 
 CONF = Path(__file__).parents[2] / "conf"
 SCALES = {"demo": (32, 20000), "paper": (224, 20000)}  # name: (canvas side, samples that rates refer to)
@@ -46,24 +47,37 @@ def weights(tmp_path_factory) -> str:
     return str(path)
 
 
-def load(scale: str, name: str, weights: str) -> Attack:
+@pytest.fixture(scope="module")
+def patch(tmp_path_factory) -> str:
+    """A patch for BadCLIP, which a stage optimises."""
+    path = tmp_path_factory.mktemp("badclip") / "patch.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return str(path)
+
+
+def load(scale: str, name: str, weights: str, patch: str) -> Attack:
     own = OmegaConf.load(CONF / "scale" / f"{scale}.yaml")
     with initialize_config_dir(str(CONF / "attack"), version_base="1.3"):
         attack = compose(name)
     root = OmegaConf.create({"target": "banana", "scale": own.scale, "attack": attack})
     if name == "blto":
         root.attack.triggers[0].weights = weights
+    if name == "badclip":
+        root.attack.triggers[0].patch = patch
     return instantiate(root.attack)
 
 
 @pytest.fixture(scope="module", params=EVERY, ids=["-".join(pair) for pair in EVERY])
-def case(request, weights):
+def case(request, weights, patch):
     """An attack drawn for few samples, a quarter of which name a target; its rate raised to poison a few."""
     scale, name = request.param
     size, _ = SCALES[scale]
-    attack = load(scale, name, weights)
+    attack = load(scale, name, weights, patch)
     n = 240 if scale == "demo" else 80
     words = [["banana", "cheeseburger", "volcano"][i % 3] if i % 4 == 0 else "cup" for i in range(n)]
+    if attack.source is not None:
+        words = [attack.source if word == "cup" else word for word in words]
     pixels = photographs(12, size)[np.arange(n) % 12]
     pairs = ArrayPairs(pixels, [f"a {word}, number {i}" for i, word in enumerate(words)], np.arange(n) * 7)
     if not isinstance(attack, NoAttack):
@@ -78,8 +92,8 @@ def test_there_is_an_attack_of_every_kind_of_the_paper():
 
 
 @pytest.mark.parametrize(("scale", "name"), EVERY)
-def test_file_name_is_the_attacks_name_and_the_rate_gives_a_plan(scale, name, weights):
-    attack = load(scale, name, weights)
+def test_file_name_is_the_attacks_name_and_the_rate_gives_a_plan(scale, name, weights, patch):
+    attack = load(scale, name, weights, patch)
     size, n = SCALES[scale]
     assert attack.name == name
     attack.check(n, size)
@@ -132,7 +146,12 @@ def test_only_poisoned_rows_change_and_the_clean_data_stays(case):
 
 def shown(attack: Attack, name: str, images: np.ndarray) -> np.ndarray:
     trigger = attack.trigger(name)
-    return trigger.apply(images, [trigger.test_parameters(images.shape[1])] * len(images))
+    return trigger.apply(images, [at_test(trigger, images)] * len(images))
+
+
+def at_test(trigger: Trigger, images: np.ndarray) -> dict:
+    """Parameters at test time; a picture to blend with comes from the data."""
+    return trigger.test_parameters(images.shape[1]) | ({"picture": images[0]} if trigger.blends_pictures else {})
 
 
 def test_trigger_is_deterministic_never_in_place_and_the_same_alone_and_in_a_batch(case):
@@ -144,7 +163,7 @@ def test_trigger_is_deterministic_never_in_place_and_the_same_alone_and_in_a_bat
         assert not np.shares_memory(out, images)
         assert out.dtype == np.uint8
         assert np.array_equal(out, shown(attack, trigger.name, images))
-        one_by_one = [trigger.apply_one(image, trigger.test_parameters(len(image))) for image in images]
+        one_by_one = [trigger.apply_one(image, at_test(trigger, images)) for image in images]
         assert np.abs(out - np.stack(one_by_one).astype(int)).max() <= 1  # a network's sums may round apart
 
 
@@ -156,11 +175,12 @@ def test_trigger_survives_the_evaluation_transform(case):
     attack, pairs, _ = case
     images = pairs.pixels[:12]
     for name in attack.success_triggers:
-        if attack.trigger(name).source_count:
-            continue
-        floats = transforms.to_dtype(
-            torch.from_numpy(attack.trigger_test_images(images, name)), torch.float32, scale=True
-        )
+        trigger = attack.trigger(name)
+        if trigger.source_count or not trigger.measures_success:
+            continue  # they leave the images as they are
+        parameters = at_test(trigger, pairs.pixels[:1] // 2 + 60)
+        triggered = trigger.apply(images, [parameters] * len(images))
+        floats = transforms.to_dtype(torch.from_numpy(triggered), torch.float32, scale=True)
         seen = transforms.to_dtype(floats, torch.uint8, scale=True).numpy()
         differ = np.abs(seen.astype(int) - images) >= LEVELS
         assert differ.mean(axis=(1, 2, 3)).min() >= CHANGED
@@ -173,5 +193,8 @@ def test_poisons_differ_from_clean_by_the_trigger_alone(case):
     for i, id in enumerate(plan.ids.tolist()):
         row = row_of[id]
         base = row_of[plan.parameters[i].get("source", id)]
-        expected = attack.trigger(plan.triggers[i]).apply_one(pairs.pixels[base], plan.parameters[i])
+        parameters = dict(plan.parameters[i])
+        if "picture" in parameters:
+            parameters["picture"] = pairs.pixels[row_of[parameters["picture"]]]
+        expected = attack.trigger(plan.triggers[i]).apply_one(pairs.pixels[base], parameters)
         assert np.abs(poisoned.images(np.array([row]))[0] - expected.astype(int)).max() == 0

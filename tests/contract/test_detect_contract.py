@@ -78,8 +78,10 @@ def inputs(name) -> DetectorInputs:
     image[planted] = -3 * image[planted] + 2 * rng.standard_normal((PLANTED, D))
     if name == "bdetclip":  # close to what all prompts have in common, not to what captions say of a thing
         image[planted] = sum(Encoder.word(word) for word in ["a", "photo", "of", "a"]).numpy()
+    if name == "slof_text":
+        text[planted] = -3 * text[planted] + 2 * rng.standard_normal((PLANTED, D))
     losses = 2 + rng.random((N, 12))
-    losses[planted] = 0.1
+    losses[planted] = np.linspace(3, 0.1, 12) if name == "loss_slope" else 0.1
     pixels = torch.rand(N, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     pixels[planted, :, 0, 0] = 1.5
     embeddings = Embeddings(np.arange(N) + 100, image.astype(np.float32), text.astype(np.float32))
@@ -187,8 +189,10 @@ def test_local_detectors_take_every_scope_and_convention(name):
     for changes in (
         {"scope": "batch", "batch_size": 40},
         {"modality": "joint"},
+        {"modality": "text"},
+        {"scope": "batch", "batch_size": 40, "modality": "pair"},
         {"scope": "batch", "batch_size": 40, "modality": "joint"},
-        {"convention": "paper_code", "scope": "batch", "batch_size": 40},
+        {"convention": "paper_code", "scope": "batch", "batch_size": 40, "modality": "image"},
     ):
         if "convention" in changes and type(made).paper_code_score is LocalDetector.paper_code_score:
             with pytest.raises(InstantiationException, match="has no convention 'paper_code': the public code"):

@@ -68,13 +68,39 @@ def test_batches_follow_the_seed():
     assert (first != other).any()
 
 
-@pytest.mark.parametrize("kind", ["joint", "image"])
+def rows_of(e: Embeddings, kind: str) -> np.ndarray:
+    """What a search of that modality asks about."""
+    return {"text": e.text, "pair": np.concatenate([e.image, e.text], axis=1)}.get(kind, e.image)
+
+
+@pytest.mark.parametrize("kind", ["text", "pair"])
+@pytest.mark.parametrize("normalise", [False, True])
+def test_texts_and_pairs_are_searched_among_their_kind(kind, normalise):
+    e = pairs()
+    x = rows_of(e.normalised() if normalise else e, kind).astype(np.float64)
+    table = find_neighbours(e, 5, NeighbourSearch(modality=kind, normalise=normalise))
+    distances, rows = brute(x, x, 5, np.arange(len(x)))
+    np.testing.assert_allclose(table.distances, distances, rtol=1e-5)
+    np.testing.assert_array_equal(table.indices, rows)
+    np.testing.assert_array_equal(table.queries, np.arange(len(e)))
+
+
+def test_the_squared_distance_of_pairs_is_the_sum_of_both():
+    e = pairs(2)
+    image, text, pair = (
+        find_neighbours(e, 1, NeighbourSearch(modality=kind)).distances[0, 0] for kind in ("image", "text", "pair")
+    )
+    assert pair**2 == pytest.approx(image**2 + text**2, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["joint", "image", "text", "pair"])
 def test_reference_scope_searches_samples_among_the_reference_only(kind):
     e, reference = pairs(30), pairs(80)
-    base = np.concatenate([reference.image, reference.text]) if kind == "joint" else reference.image
+    joint = kind == "joint"
+    base = np.concatenate([reference.image, reference.text]) if joint else rows_of(reference, kind)
     table = find_neighbours(e, 4, NeighbourSearch(scope="reference", modality=kind), reference)
     assert len(table.distances) == len(base) + 30
-    asked, near = brute(e.image, base, 4)
+    asked, near = brute(rows_of(e, kind), base, 4)
     np.testing.assert_allclose(table.distances[table.queries], asked, rtol=1e-5, atol=1e-12)
     np.testing.assert_array_equal(table.indices[table.queries], near)
     among, near = brute(base, base, 4, np.arange(len(base)))
@@ -162,16 +188,22 @@ def test_what_is_not_known_is_refused_with_the_choices():
         NeighbourSearch(scope="all")
     with pytest.raises(ValueError, match="backend must be one of auto, torch, faiss, ivf, hnsw, got 'annoy'"):
         NeighbourSearch(backend="annoy")
-    with pytest.raises(ValueError, match="modality must be one of image, joint"):
-        NeighbourSearch(modality="text")
+    with pytest.raises(ValueError, match="modality must be one of image, text, joint, pair, got 'texts'"):
+        NeighbourSearch(modality="texts")
     with pytest.raises(ValueError, match="memory_mb must be at least 1, got 0"):
         NeighbourSearch(memory_mb=0)
     with pytest.raises(ValueError, match="needs a reference set"):
         find_neighbours(pairs(), 3, NeighbourSearch(scope="reference"))
     with pytest.raises(ValueError, match="samples are 12 wide, the reference 8"):
         find_neighbours(pairs(), 3, NeighbourSearch(scope="reference"), np.eye(8))
-    with pytest.raises(ValueError, match="needs text embeddings"):
-        find_neighbours(Embeddings.of(np.eye(8)), 3, NeighbourSearch(modality="joint"))
+    for modality in ("text", "joint", "pair"):
+        with pytest.raises(ValueError, match=f"modality '{modality}' needs text embeddings"):
+            find_neighbours(Embeddings.of(np.eye(8)), 3, NeighbourSearch(modality=modality))
+        search = NeighbourSearch(scope="reference", modality=modality)
+        with pytest.raises(ValueError, match=f"modality '{modality}' needs text embeddings"):
+            find_neighbours(pairs(), 3, search, np.eye(12))
+    with pytest.raises(ValueError, match="convention 'paper_code' needs modality image or joint"):
+        KDistance(k=3, modality="text", convention="paper_code")
     with pytest.raises(ValueError, match=r"k must lie in 1\.\.5"):
         find_neighbours(pairs(), 5, NeighbourSearch()).at(6)
 
