@@ -103,12 +103,12 @@ def measure_model(model: Any, test: TestSet, poisoning: Poisoning | None, clean:
 
 @dataclass(frozen=True)
 class Form:
-    """load: reads the value of a finished entry.  save: writes it into the folder, and may return notes on it; None
-    where the computation writes its files itself.
+    """load: reads the value of a finished entry.
+    save: writes it into the folder, and may return notes on it; by default nothing, as the computation has written.
     """
 
     load: Callable[[Entry], Any]
-    save: Callable[[Any, Path], Any] | None = None
+    save: Callable[[Any, Path], Any] = lambda value, folder: None
 
 
 def _save_measures(measures: dict[str, Any], folder: Path) -> None:
