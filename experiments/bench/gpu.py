@@ -79,10 +79,10 @@ def brute_force(x: np.ndarray, k: int, block: int = 256) -> tuple[np.ndarray, np
     points -= points.mean(0)
     squares = points.square().sum(1)
     distances, rows = [], []
-    for begin in range(0, len(points), block):
-        part = points[begin : begin + block]
-        products = squares[begin : begin + block, None] + squares - 2 * part @ points.T
-        products[torch.arange(len(part)), torch.arange(begin, begin + len(part))] = torch.inf
+    for start in range(0, len(points), block):
+        part = points[start : start + block]
+        products = squares[start : start + block, None] + squares - 2 * part @ points.T
+        products[torch.arange(len(part)), torch.arange(start, start + len(part))] = torch.inf
         near = products.topk(min(k + 8, len(points) - 1), dim=1, largest=False).indices
         exact = torch.linalg.vector_norm(points[near] - part[:, None], dim=2)  # products cancel between near rows
         exact, order = exact.topk(k, dim=1, largest=False)
@@ -95,8 +95,8 @@ def _same_table(what: str, table: Any, x: np.ndarray, true: np.ndarray, toleranc
     """Both the distances and those of the named neighbours are the true ones; ties may be in any order."""
     own = np.arange(len(x))[:, None]
     named = np.empty_like(true)
-    for begin in range(0, len(x), 512):
-        part = slice(begin, begin + 512)
+    for start in range(0, len(x), 512):
+        part = slice(start, start + 512)
         apart = x[table.indices[part]].astype(np.float64) - x[part, None].astype(np.float64)
         named[part] = np.sqrt(np.square(apart).sum(2))
     scale = np.maximum(true, 1e-3 * np.abs(true).max())  # the distance of duplicates is 0

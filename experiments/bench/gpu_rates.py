@@ -112,11 +112,11 @@ def _timed(device: str, work: Callable[[], Any]) -> tuple[float, float | None]:
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
         torch.cuda.synchronize(device)
-    begin = time.perf_counter()
+    start = time.perf_counter()
     work()
     if cuda:
         torch.cuda.synchronize(device)
-    seconds = time.perf_counter() - begin
+    seconds = time.perf_counter() - start
     return seconds, torch.cuda.max_memory_allocated(device) / GIGABYTE if cuda else None
 
 

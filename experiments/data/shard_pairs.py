@@ -136,16 +136,16 @@ class ArrowTexts(Sequence[str]):
     def __getitem__(self, row: slice) -> list[str]: ...
     def __getitem__(self, row: Any) -> Any:
         if isinstance(row, slice):
-            begin, end, step = row.indices(len(self))
-            return [self[i] for i in range(begin, end, step)]
+            start, end, step = row.indices(len(self))
+            return [self[i] for i in range(start, end, step)]
         row = int(row)
         if not -len(self) <= row < len(self):
             raise IndexError(f"row {row} of {len(self)} captions")
         return self._column[row % len(self)].as_py()
 
     def __iter__(self) -> Iterator[str]:
-        for begin in range(0, len(self), 65536):
-            yield from self._column.slice(begin, 65536).to_pylist()
+        for start in range(0, len(self), 65536):
+            yield from self._column.slice(start, 65536).to_pylist()
 
 
 class ShardPairs:
