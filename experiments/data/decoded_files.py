@@ -1,4 +1,4 @@
-"""Image files decoded into one array, or only tried, by several processes; damage is counted.
+"""Several processes decode image files into one array, or only try them; damage is counted.
 
 decoded.npy         (m, size, size, 3) uint8: the files to keep, in their order; a damaged one stays black
 parts/<start>.json  issues of a finished chunk, so that a killed build goes on where it was
@@ -102,7 +102,7 @@ class DecodedFiles:
             write_images(file, start, images[self.slots[ids[start : start + 4096]]])
 
     def remove(self) -> None:
-        """Remove what only the decoding needed."""
+        """Remove the files that only the decoding needed."""
         self.array.unlink()
         shutil.rmtree(self.folder / "parts")
 

@@ -83,7 +83,7 @@ class Parts:
             yield images
 
     def remove(self) -> None:
-        """The parts, and those of builds that left them for this one; not those of a build that goes on."""
+        """Remove this build's parts and those that ended builds have left; parts of a running build stay."""
         for sibling in self._siblings():
             with suppress(Timeout, OSError), FileLock(sibling.parent.parent.with_suffix(".lock"), timeout=0):
                 shutil.rmtree(sibling, ignore_errors=True)

@@ -47,7 +47,7 @@ class _Silent:
 
 @contextmanager
 def counting(progress: Progress | None, total: int, label: str) -> Iterator[Counter]:
-    """The bar that `progress` makes, or a silent one for None."""
+    """The bar that `progress` makes; None gives a silent one."""
     if progress is None:
         yield _Silent()
     else:

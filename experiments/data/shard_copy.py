@@ -1,4 +1,4 @@
-"""A tar shard without some of its samples: everything else byte for byte, headers too, in its place.
+"""Copies a tar shard without some of its samples; all other bytes, headers too, stay in their order.
 
 What is copied is whole entries: a file's header blocks (pax and long-name headers among them) with its content. So
 times, modes, owners and everything else a header says stay as they were, and so do folders, links and files that
