@@ -130,14 +130,14 @@ def _load_embeddings(entry: Entry) -> Embeddings:
     return embeddings
 
 
-def _save_drift(values: np.ndarray, folder: Path) -> None:
-    if distributed.is_main():
-        np.save(folder / "drift.npy", values)
+def _array(name: str) -> Form:
+    """One array, in the file `name`, which rank 0 writes."""
 
+    def save(values: np.ndarray, folder: Path) -> None:
+        if distributed.is_main():
+            np.save(folder / name, values)
 
-def _save_agreement(values: np.ndarray, folder: Path) -> None:
-    if distributed.is_main():
-        np.save(folder / "agreement.npy", values)
+    return Form(lambda entry: np.load(entry.path / name), save)
 
 
 @functools.lru_cache(maxsize=2)  # tables are large, and detectors that share one come one after the other
@@ -163,8 +163,8 @@ PLAN = Form(
 MODEL = Form(lambda entry: Trained(entry.path))
 MEASURES = Form(lambda entry: json.loads((entry.path / "measures.json").read_text()), _save_measures)
 EMBEDDINGS = Form(_load_embeddings, _save_embeddings)
-DRIFT = Form(lambda entry: np.load(entry.path / "drift.npy"), _save_drift)
-AGREEMENT = Form(lambda entry: np.load(entry.path / "agreement.npy"), _save_agreement)
+DRIFT = _array("drift.npy")
+AGREEMENT = _array("agreement.npy")
 NEIGHBOURS = Form(lambda entry: _read_neighbours(entry.path), lambda table, folder: table.save(folder))
 SCORES = Form(_load_scores, _save_scores)
 CELL = Form(lambda entry: json.loads((entry.path / "cell.json").read_text()))
