@@ -52,11 +52,11 @@ def oracle_k(rows: pd.DataFrame) -> pd.DataFrame | None:
 
 
 def write(rows: pd.DataFrame, folder: Path, stem: str, title: str) -> list[Path]:
-    """hindsight_<stem>.csv and .md, if a sweep of k is there."""
+    """oracle_k_<stem>.csv and .md, if a sweep of k is there."""
     table = oracle_k(rows)
     if table is None:
         return []
-    files = [folder / f"hindsight_{stem}{suffix}" for suffix in (".csv", ".md")]
+    files = [folder / f"oracle_k_{stem}{suffix}" for suffix in (".csv", ".md")]
     table.to_csv(files[0], index=False)
     files[1].write_text(markdown(table, title), encoding="utf-8")
     return files

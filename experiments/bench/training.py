@@ -145,12 +145,12 @@ def _rate(
         work(batch)
     if cuda:
         torch.cuda.synchronize()
-    begin = time.perf_counter()
+    start = time.perf_counter()
     for batch in islice(batches, count):
         work(batch)
     if cuda:
         torch.cuda.synchronize()
-    return count * size / (time.perf_counter() - begin)
+    return count * size / (time.perf_counter() - start)
 
 
 def _peak(cuda: bool) -> float:
@@ -185,10 +185,10 @@ def batch_decoding(shards: ShardPairs, device: str, batch: int, rounds: int) -> 
         len(left) <= len(rows) // 10 and off <= 3,
         f"{off:.2f} of 255 off in the mean, <= 3; {len(left)} of {len(rows)} refused, <= a tenth",
     )
-    begin = time.perf_counter()
+    start = time.perf_counter()
     for _ in range(rounds):
         decoder.canvases(shards.contents(rows), shards.size, shards.limits)
-    rate = rounds * len(rows) / (time.perf_counter() - begin)
+    rate = rounds * len(rows) / (time.perf_counter() - start)
     yield Ratio(
         f"decode, resize, crop: by torchvision on {device}, one thread, batches of {len(rows)}", rate, unit="/s"
     )

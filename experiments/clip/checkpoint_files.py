@@ -125,8 +125,8 @@ def refuse_other_files(file: Path, label: str = "model.checkpoint") -> None:
     if not head.strip(b"\0"):
         raise ValueError(f"{label}: {file} begins with zeros only; its download is incomplete")
     start = head.lstrip().lower()
-    for begin, what in LOOKS_LIKE.items():
-        if start.startswith(begin):
+    for prefix, what in LOOKS_LIKE.items():
+        if start.startswith(prefix):
             raise ValueError(f"{label}: {file} is {what}")
     if start.startswith((b"{", b"[")) or file.suffix == ".json":
         what = "a JSON file, not the weights"

@@ -30,8 +30,8 @@ class _Slices(Dataset):
 
     def __init__(self, pairs: Pairs, tokenise: Callable[[Sequence[str]], torch.Tensor], batch: int) -> None:
         self.pairs, self.tokenise = pairs, tokenise
-        begins = range(distributed.rank() * batch, len(pairs), distributed.world_size() * batch)
-        self.slices = [np.arange(begin, min(begin + batch, len(pairs))) for begin in begins]
+        starts = range(distributed.rank() * batch, len(pairs), distributed.world_size() * batch)
+        self.slices = [np.arange(start, min(start + batch, len(pairs))) for start in starts]
 
     def __len__(self) -> int:
         return len(self.slices)
@@ -175,8 +175,8 @@ def refuse_collapsed(embeddings: Embeddings) -> None:
     """
     image = embeddings.image
     first, same = image[:1], len(image) > 1
-    for begin in range(0, len(image), 65536):
-        part = image[begin : begin + 65536]
+    for start in range(0, len(image), 65536):
+        part = image[start : start + 65536]
         if not np.isfinite(part).all():
             raise RuntimeError("the model's image embeddings hold values that are not finite")
         same = same and bool(np.abs(part - first).max() <= 1e-5 * max(float(np.linalg.norm(first)), 1e-30))

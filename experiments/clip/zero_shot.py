@@ -114,4 +114,4 @@ def evaluate_zero_shot(
 
 
 def _batches(rows: np.ndarray) -> list[np.ndarray]:
-    return [rows[begin : begin + BATCH] for begin in range(0, len(rows), BATCH)]
+    return [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]

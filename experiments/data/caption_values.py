@@ -68,7 +68,7 @@ def json_value(content: bytes, key: str) -> Any:
 
 
 def text_encoding(content: bytes) -> str | None:
-    """The encoding that a byte-order mark at the beginning of `content` names; None without a mark."""
+    """The encoding that the byte-order mark of `content` names; None without a mark."""
     return next((encoding for mark, encoding in _MARKS if content.startswith(mark)), None)
 
 

@@ -155,7 +155,7 @@ class ClassFolders:
         return paths, np.array(labels, dtype=np.int64)
 
     def fingerprint(self) -> str:
-        """Of what the configuration only points at: names, sizes and times of the files, and the class names."""
+        """Names, sizes and times of the files, and the class names: the configuration only points at these."""
         lines = [f"{path} {self.images.stamp(path)}" for path in self.files()[0]]
         content = "\n".join([*lines, *self.names()])
         return hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()[:16]

@@ -60,7 +60,7 @@ def claim(folder: Path, shards: Sequence[str], settings: Mapping[str, Any]) -> N
 
 
 def begin(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Mark the folder as unfinished; what `claim` must have let pass."""
+    """Mark the folder as unfinished; call `claim` before."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / UNFINISHED, settings)
 
@@ -72,7 +72,7 @@ def finish(folder: Path, report: Mapping[str, Any]) -> None:
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """All of it or nothing, also when the machine stops."""
+    """Write the whole file or nothing, also when the machine stops."""
     new = file.with_name(file.name + _NEW)
     with open(new, "w", encoding="utf-8") as stream:
         json.dump(content, stream, indent=1)
@@ -82,7 +82,7 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def _difference(file: Path, settings: Mapping[str, Any]) -> str | None:
-    """In which of the settings a mark differs, in words; None: in none."""
+    """The first setting in which a mark differs, in words; None if none does."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

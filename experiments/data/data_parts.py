@@ -1,4 +1,4 @@
-"""What a killed build of data leaves behind for the next one: checked before it is used.
+"""Files that a killed build of data leaves for the next one; they are checked before they are used.
 
 A finished part of a build is a pair of files, <number>.npz and <number>.json; the index of a shard is one Parquet
 file, with its digest beside it.
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def drop_damaged(parts: Path) -> int:
-    """Remove the pairs of which a file cannot be read, so that they are made again; how many there were."""
+    """Remove pairs with a file that cannot be read, so that they are made again; returns their number."""
     dropped = 0
     for array in sorted(parts.glob("*.npz")):
         issues = array.with_suffix(".json")

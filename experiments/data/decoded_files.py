@@ -1,7 +1,7 @@
-"""Image files decoded into one array, or only tried, by several processes; damage is counted.
+"""Several processes decode image files into one array, or only try them; damage is counted.
 
 decoded.npy         (m, size, size, 3) uint8: the files to keep, in their order; a damaged one stays black
-parts/<begin>.json  issues of a finished chunk, so that a killed build goes on where it was
+parts/<start>.json  issues of a finished chunk, so that a killed build goes on where it was
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class _Job:
     source: ImageFolder
     paths: list[str]
     slots: np.ndarray  # (b,) row of each file in decoded.npy; -1: only tried
-    begin: int
+    start: int
     folder: Path
     size: int
     limits: Limits
 
     @property
     def part(self) -> Path:
-        return self.folder / "parts" / f"{self.begin:09d}.json"
+        return self.folder / "parts" / f"{self.start:09d}.json"
 
 
 class DecodedFiles:
@@ -84,11 +84,11 @@ class DecodedFiles:
 
     def _jobs(self) -> list[_Job]:
         jobs = []
-        for begin in range(0, len(self.paths), _CHUNK):
-            if self.tried[begin : begin + _CHUNK].any():
-                chunk = slice(begin, begin + _CHUNK)
+        for start in range(0, len(self.paths), _CHUNK):
+            if self.tried[start : start + _CHUNK].any():
+                chunk = slice(start, start + _CHUNK)
                 paths = np.where(self.tried[chunk], self.paths[chunk], "").tolist()
-                jobs.append(_Job(self.source, paths, self.slots[chunk], begin, self.folder, self.size, self.limits))
+                jobs.append(_Job(self.source, paths, self.slots[chunk], start, self.folder, self.size, self.limits))
         return jobs
 
     def _issues(self, jobs: Sequence[_Job]) -> list[Issue]:
@@ -98,11 +98,11 @@ class DecodedFiles:
         """Copy the canvases of the kept files `ids` into an array of their own."""
         create_images(file, len(ids), self.size)
         images = np.load(self.array, mmap_mode="r")
-        for begin in range(0, len(ids), 4096):
-            write_images(file, begin, images[self.slots[ids[begin : begin + 4096]]])
+        for start in range(0, len(ids), 4096):
+            write_images(file, start, images[self.slots[ids[start : start + 4096]]])
 
     def remove(self) -> None:
-        """Remove what only the decoding needed."""
+        """Remove the files that only the decoding needed."""
         self.array.unlink()
         shutil.rmtree(self.folder / "parts")
 
@@ -117,11 +117,11 @@ def _decode(job: _Job) -> None:
         try:
             canvas = decode(job.source.read(path), job.size if slot >= 0 else _CHECKED_SIZE, job.limits)
         except DecodeError as damage:
-            issues.append(Issue(job.begin + i, path, damage.kind, damage.detail))
+            issues.append(Issue(job.start + i, path, damage.kind, damage.detail))
             continue
         if slot >= 0:
             images[slot - kept[0]] = canvas.image
-        issues += [Issue(job.begin + i, path, note, note=True) for note in canvas.notes]
+        issues += [Issue(job.start + i, path, note, note=True) for note in canvas.notes]
     if len(kept):
         write_images(job.folder / "decoded.npy", int(kept[0]), images)
     unfinished = job.part.with_suffix(".unfinished")

@@ -6,48 +6,26 @@ files.json    size and limits of the canvases
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from experiments.data.image_decoding import Limits
 from experiments.data.jpeg_batches import JPEGDecoder
-from experiments.data.shard_pairs import ArrowTexts, Decoding
+from experiments.data.shard_pairs import ArrowTexts, Decoding, ListedPairs
 
 FILES, FACTS = "files.arrow", "files.json"
 
 
-class FilePairs:
-    """Random access by row. May be used from several threads and sent to other processes.
+class FilePairs(ListedPairs):
+    """Pairs whose images stay in their files."""
 
-    decoder: for whole batches of images, or None to decode one after the other on the CPU.
-    """
+    table, settings = FILES, FACTS
 
     def __init__(self, folder: str | Path, decoder: JPEGDecoder | None = None) -> None:
-        import pyarrow as pa
-
-        self.folder, self.decoder = Path(folder), decoder
-        facts = json.loads((self.folder / FACTS).read_text())
-        self._size, self.limits = int(facts["size"]), Limits(**facts["limits"])
-        with pa.memory_map(str(self.folder / FILES)) as source:
-            table = pa.ipc.open_file(source).read_all()
-        columns = {name: table[name].combine_chunks() for name in table.column_names}
-        self.ids: np.ndarray = columns["id"].to_numpy()
-        self.paths, self.captions = ArrowTexts(columns["path"]), ArrowTexts(columns["caption"])
-
-    def __reduce__(self) -> Any:
-        return FilePairs, (str(self.folder), self.decoder)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def size(self) -> int:
-        """Side of the canvas in pixels."""
-        return self._size
+        super().__init__(folder, decoder)
+        self.paths = ArrowTexts(self._columns["path"])
 
     def images(self, rows: np.ndarray) -> np.ndarray:
         """Row positions (b,) -> (b, size, size, 3) uint8.
@@ -74,6 +52,4 @@ def write_files(
 
     texts = {"path": pa.array(paths, pa.large_string()), "caption": pa.array(captions, pa.large_string())}
     table = pa.table({"id": pa.array(ids, pa.int64()), **texts})
-    with pa.OSFile(str(folder / FILES), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table, max_chunksize=max(len(table), 1))
-    (folder / FACTS).write_text(json.dumps({"size": size, "limits": vars(limits)}, indent=1))
+    FilePairs.write(folder, table, size=size, limits=vars(limits))

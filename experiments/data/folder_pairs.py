@@ -136,7 +136,7 @@ class Folders(ClassFolders):
         return captions
 
     def fingerprint(self) -> str:
-        """Of the files' names, sizes and times, the class names, the templates and the synonyms."""
+        """Digest of the files' names, sizes and times, the class names, the templates and the synonyms."""
         parts = [super().fingerprint(), *self.templates(), *("\t".join(others) for others in self.class_synonyms())]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 

@@ -23,10 +23,10 @@ from experiments.data.damage import DecodeError
 from experiments.data.pixel_depth import is_deep, to_8_bits
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "ICO", "AVIF", "MPO")
-"""What is opened; leaves out Pillow's formats that start other programs, such as EPS."""
+"""Formats that are opened. Pillow's formats that start other programs, such as EPS, are left out."""
 
 THIN = 20
-"""A picture of more than this ratio of its sides is cropped before it is resized: what is cut off might be huge."""
+"""A picture with a larger ratio of its sides is cropped before it is resized, as the rest might be huge."""
 
 _BAND = 4_000_000  # pixels that are resized at a time
 _ORIENTATION = 0x0112
@@ -43,7 +43,7 @@ _TURNS = {
 
 @dataclass(frozen=True)
 class Limits:
-    """What an image must keep to.
+    """Limits that an image must keep to.
 
     `max_pixels` and `max_bytes` are compared with the header and the file, before anything is decoded. To decode
     takes up to 10 bytes of memory for each pixel (tests/unit/test_data_image_decoding.py), so that `max_pixels`
@@ -122,7 +122,7 @@ def fit(image: Image.Image, size: int, turn: Image.Transpose | None = None, mode
 
 
 def _without_ends(image: Image.Image) -> Image.Image:
-    """The middle of a thin picture, three times as long as wide and on the same centre; another as it is."""
+    """Crop a thin picture around its centre until it is three times as long as wide; return others unchanged."""
     width, height = image.size
     short = min(width, height)
     if max(width, height) <= THIN * short:
@@ -175,7 +175,7 @@ def window(height: int, width: int, size: int) -> tuple[int, int, int, int]:
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
-    """Those of FORMATS that this build of Pillow has."""
+    """The FORMATS that this build of Pillow can read."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
@@ -195,7 +195,7 @@ def _check_pixels(image: Image.Image, limits: Limits) -> None:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What turns the picture upright, by its orientation alone; None without one that can be read."""
+    """How to turn the picture upright, from its EXIF orientation; None if that cannot be read."""
     try:
         orientation = image.getexif().get(_ORIENTATION)
     except Exception:  # Pillow raises nearly anything on broken metadata; the pixels are sound
@@ -204,7 +204,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 
 def _animated(image: Image.Image) -> bool:
-    """Whether there is a second frame, as far as can be told; to be asked last, as it looks for that frame."""
+    """Whether there is a second frame, as far as can be known; call this last, as it moves to that frame."""
     if image.format == "MPO":  # a photo with a preview
         return False
     try:

@@ -27,7 +27,7 @@ class ImageFolder:
     max_bytes: int = 200_000_000
 
     def stamp(self, path: Any) -> str:
-        """What changes when the file does: its size, time and mode; empty if there is none."""
+        """The file's size, time and mode, which change with the file; empty if there is no file."""
         if not isinstance(path, str):
             return ""
         try:

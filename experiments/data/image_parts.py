@@ -49,14 +49,14 @@ class Parts:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._adopt()
         jobs, done = [], 0
-        for begin in range(0, len(paths), CHUNK):
-            rows = np.arange(begin, min(begin + CHUNK, len(paths)))
+        for start in range(0, len(paths), CHUNK):
+            rows = np.arange(start, min(start + CHUNK, len(paths)))
             rows = rows[wanted[rows]]
             files = [(int(row), paths[row], self._images.stamp(paths[row])) for row in rows]
-            earlier = _load(self.folder, begin)
+            earlier = _load(self.folder, start)
             kept = [file for file in files if earlier.get(file[0]) == list(file[1:])]
             done += len(kept)
-            jobs.append(_Job(self.folder, begin, files, kept, self._images, self._size, self._limits))
+            jobs.append(_Job(self.folder, start, files, kept, self._images, self._size, self._limits))
         todo = [job for job in jobs if len(job.kept) < len(job.files) or not job.files]
         with counting(progress, int(wanted.sum()), "reading images") as shown:
             shown.update(done)
@@ -64,7 +64,7 @@ class Parts:
                 shown.update(len(job.files) - len(job.kept))
         issues, sound = [], np.zeros(len(paths), dtype=bool)
         for job in jobs:
-            content = json.loads(_json(self.folder, job.begin).read_text())
+            content = json.loads(_json(self.folder, job.start).read_text())
             found = [Issue(**issue) for issue in content["issues"]]
             issues += [issue for issue in found if wanted[issue.id]]
             sound[[int(row) for row in content["files"]]] = True
@@ -72,18 +72,18 @@ class Parts:
 
     def images(self, rows: np.ndarray) -> Iterator[np.ndarray]:
         """The images (m, size, size, 3) of sorted `rows`, part by part; a RuntimeError names a broken part."""
-        for begin in np.unique(rows // CHUNK) * CHUNK:
-            file = _npz(self.folder, int(begin))
+        for start in np.unique(rows // CHUNK) * CHUNK:
+            file = _npz(self.folder, int(start))
             try:
                 with np.load(file) as part:
                     images = part["images"][np.isin(part["rows"], rows)]
             except _BROKEN as error:
-                _json(self.folder, int(begin)).unlink(missing_ok=True)
+                _json(self.folder, int(start)).unlink(missing_ok=True)
                 raise RuntimeError(f"{file} is broken ({error}); run again to read its images again") from None
             yield images
 
     def remove(self) -> None:
-        """The parts, and those of builds that left them for this one; not those of a build that goes on."""
+        """Remove this build's parts and those that ended builds have left; parts of a running build stay."""
         for sibling in self._siblings():
             with suppress(Timeout, OSError), FileLock(sibling.parent.parent.with_suffix(".lock"), timeout=0):
                 shutil.rmtree(sibling, ignore_errors=True)
@@ -97,17 +97,17 @@ class Parts:
     def _adopt(self) -> None:
         for sibling in self._siblings():
             for file in sorted(sibling.glob("*.npz")):
-                begin = int(file.stem)
-                if not _json(self.folder, begin).exists():
+                start = int(file.stem)
+                if not _json(self.folder, start).exists():
                     with suppress(OSError):  # gone meanwhile, or no links between these disks: read again
-                        os.link(file, _npz(self.folder, begin))
-                        os.link(_json(sibling, begin), _json(self.folder, begin))
+                        os.link(file, _npz(self.folder, start))
+                        os.link(_json(sibling, start), _json(self.folder, start))
 
 
 @dataclass(frozen=True)
 class _Job:
     folder: Path
-    begin: int
+    start: int
     files: list[tuple[int, str | None, str]]  # row, path, stamp
     kept: list[tuple[int, str | None, str]]  # those of them that are sound in the part that is there
     source: ImageFolder
@@ -130,17 +130,17 @@ def _decode(job: _Job) -> None:
         issues += [asdict(Issue(row, path or "", note, note=True)) for note in canvas.notes]
     rows = np.array(sorted(images), dtype=np.int64)
     block = np.stack([images[row] for row in rows]) if images else np.zeros((0, job.size, job.size, 3), np.uint8)
-    unfinished = _npz(job.folder, job.begin).with_suffix(".unfinished")
+    unfinished = _npz(job.folder, job.start).with_suffix(".unfinished")
     with open(unfinished, "wb") as stream:
         np.savez(stream, rows=rows, images=block)
-    _json(job.folder, job.begin).unlink(missing_ok=True)
-    unfinished.rename(_npz(job.folder, job.begin))
+    _json(job.folder, job.start).unlink(missing_ok=True)
+    unfinished.rename(_npz(job.folder, job.start))
     content = {
         "files": {row: [path, stamp] for row, path, stamp in job.files if row in images},
         "issues": issues,
     }
     unfinished.write_text(json.dumps(content))
-    unfinished.rename(_json(job.folder, job.begin))
+    unfinished.rename(_json(job.folder, job.start))
 
 
 def _earlier(job: _Job, kept: set[int]) -> tuple[dict[int, np.ndarray], list[dict[str, Any]]]:
@@ -148,28 +148,28 @@ def _earlier(job: _Job, kept: set[int]) -> tuple[dict[int, np.ndarray], list[dic
     if not kept:
         return {}, []
     try:
-        with np.load(_npz(job.folder, job.begin)) as part:
+        with np.load(_npz(job.folder, job.start)) as part:
             known = dict(zip(part["rows"].tolist(), part["images"], strict=True))
     except _BROKEN:  # read it all again
         return {}, []
     images = {row: image for row, image in known.items() if row in kept}
-    issues = json.loads(_json(job.folder, job.begin).read_text())["issues"]
+    issues = json.loads(_json(job.folder, job.start).read_text())["issues"]
     return images, [issue for issue in issues if issue["id"] in images]
 
 
-def _load(folder: Path, begin: int) -> dict[int, list[str | None]]:
+def _load(folder: Path, start: int) -> dict[int, list[str | None]]:
     """Row -> path and stamp of the sound files of a part; none of one that is not whole."""
     try:
-        content = json.loads(_json(folder, begin).read_text())
-        with np.load(_npz(folder, begin)) as part:
+        content = json.loads(_json(folder, start).read_text())
+        with np.load(_npz(folder, start)) as part:
             return {row: content["files"][str(row)] for row in part["rows"].tolist()}
     except _BROKEN:
         return {}
 
 
-def _npz(folder: Path, begin: int) -> Path:
-    return folder / f"{begin:09d}.npz"
+def _npz(folder: Path, start: int) -> Path:
+    return folder / f"{start:09d}.npz"
 
 
-def _json(folder: Path, begin: int) -> Path:
-    return folder / f"{begin:09d}.json"
+def _json(folder: Path, start: int) -> Path:
+    return folder / f"{start:09d}.json"

@@ -1,4 +1,4 @@
-"""JPEGs decoded many at a time by torchvision: on a GPU by its nvJPEG, which does the work of many processor cores.
+"""Decodes many JPEGs at a time with torchvision; on a GPU its nvJPEG does the work of many processor cores.
 
 What it cannot read, or would read otherwise (other formats, CMYK, turned or broken pictures), is left to
 `experiments.data.image_decoding`. Canvases differ from those by a few levels of 255, as decoders round in their
@@ -78,7 +78,7 @@ class JPEGDecoder:
 
 
 def torchvision_decoder() -> tuple[Any, Callable[..., Any]]:
-    """RGB as torchvision names it, and its decoder; deprecated since 0.29: one day it will be gone."""
+    """torchvision's name for RGB, and its decoder; both are deprecated since 0.29 and may go."""
     try:
         from torchvision.io import ImageReadMode, decode_jpeg
     except ImportError as error:
@@ -87,7 +87,7 @@ def torchvision_decoder() -> tuple[Any, Callable[..., Any]]:
 
 
 def is_plain_jpeg(content: bytes, limits: Limits) -> bool:
-    """By its header: an upright JPEG in colour or grey, not thin, within the limits, at most LARGEST pixels."""
+    """Whether the header shows an upright JPEG in colour or grey, not thin, within the limits and LARGEST."""
     if content[:2] != b"\xff\xd8" or len(content) > limits.max_bytes:
         return False
     try:

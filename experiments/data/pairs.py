@@ -47,7 +47,7 @@ class _Silent:
 
 @contextmanager
 def counting(progress: Progress | None, total: int, label: str) -> Iterator[Counter]:
-    """The bar that `progress` makes, or a silent one for None."""
+    """The bar that `progress` makes; None gives a silent one."""
     if progress is None:
         yield _Silent()
     else:
@@ -221,15 +221,15 @@ def create_images(file: Path, n: int, size: int) -> None:
     np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=(n, size, size, 3)).flush()
 
 
-def write_images(file: Path, begin: int, images: np.ndarray) -> None:
-    """Write (b, size, size, 3) uint8 from row `begin` on; plain writes, which every file system does well."""
+def write_images(file: Path, start: int, images: np.ndarray) -> None:
+    """Write (b, size, size, 3) uint8 from row `start` on; plain writes, which every file system does well."""
     images = np.ascontiguousarray(images, dtype=np.uint8)
     with open(file, "r+b") as stream:
         np.lib.format.read_magic(stream)
         shape, _, _ = np.lib.format.read_array_header_1_0(stream)
-        if images.shape[1:] != shape[1:] or begin + len(images) > shape[0]:
-            raise ValueError(f"{images.shape} at row {begin} does not fit into {shape}")
-        stream.seek(begin * images[0].nbytes, 1)
+        if images.shape[1:] != shape[1:] or start + len(images) > shape[0]:
+            raise ValueError(f"{images.shape} at row {start} does not fit into {shape}")
+        stream.seek(start * images[0].nbytes, 1)
         stream.write(images.tobytes())
 
 

@@ -28,7 +28,7 @@ _LARGEST_FILE = 1 << 20  # bytes of a picture of 64 pixels, at the very most
 
 
 class FetchError(Exception):
-    """The photographs cannot be had; the message says why."""
+    """The photographs cannot be fetched; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _unpack(archive: Path, folder: Path, parts: dict[str, int]) -> None:
 
 
 def _cifar10(folder: Path, downloads: Path) -> None:
-    """By torchvision, which checks the archive's MD5."""
+    """Fetch with torchvision, which checks the archive's MD5."""
     from torchvision.datasets import CIFAR10
 
     for part in ("train", "test"):

@@ -21,7 +21,7 @@ _HASH_BITS = 43
 
 
 def shard_name(url: str) -> str:
-    """File name of a shard; of a web address without its query, which may be a signature."""
+    """File name of a shard; a web address loses its query, which may be a signature."""
     if is_remote(url) and url.startswith("http"):
         url = url.split("?", 1)[0]
     return url.rsplit("/", 1)[-1]

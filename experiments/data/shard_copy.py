@@ -1,4 +1,4 @@
-"""A tar shard without some of its samples: everything else byte for byte, headers too, in its place.
+"""Copies a tar shard without some of its samples; all other bytes, headers too, stay in their order.
 
 What is copied is whole entries: a file's header blocks (pax and long-name headers among them) with its content. So
 times, modes, owners and everything else a header says stay as they were, and so do folders, links and files that
@@ -35,14 +35,14 @@ _NONE: tuple[int, str, Member | None] = (_OTHER, "", None)
 
 @dataclass(frozen=True)
 class Entry:
-    """Bytes begin..end of a tar: one file, folder, link or global header, with all of its header blocks.
+    """Bytes start..end of a tar: one file, folder, link or global header, with all of its header blocks.
 
     position: of the sample it belongs to; -1: none; -2: one that the index does not have.
     key, ending: of that sample, and of the file's name.  content: where the file's content begins.
     links: keys of the samples that the name and the target of a link are of.
     """
 
-    begin: int
+    start: int
     end: int
     position: int = _OTHER
     key: str = ""
@@ -69,14 +69,14 @@ class Copy:
     @property
     def size(self) -> int:
         """Bytes of the new shard."""
-        content = sum(entry.end - entry.begin for entry in self.entries) + 2 * _BLOCK
+        content = sum(entry.end - entry.start for entry in self.entries) + 2 * _BLOCK
         return content + -content % _RECORD
 
     def write(self, source: Path, target: Path) -> None:
         """Write `target`; it is on the disk when this returns."""
         with open(source, "rb") as stream, open(target, "wb") as out:
             for entry in self.entries:
-                _copy_bytes(stream, out, entry.begin, entry.end)
+                _copy_bytes(stream, out, entry.start, entry.end)
             out.write(bytes(self.size - out.tell()))
             out.flush()
             os.fsync(out.fileno())
@@ -87,9 +87,9 @@ class Copy:
             return False
         with open(source, "rb") as stream, open(target, "rb") as there:
             for entry in self.entries:
-                stream.seek(entry.begin)
-                for begin in range(entry.begin, entry.end, _CHUNK):
-                    length = min(_CHUNK, entry.end - begin)
+                stream.seek(entry.start)
+                for start in range(entry.start, entry.end, _CHUNK):
+                    length = min(_CHUNK, entry.end - start)
                     if stream.read(length) != there.read(length):
                         return False
             return not any(there.read())
@@ -145,30 +145,30 @@ def entries(stream: BinaryIO, length: int) -> Iterator[Entry]:
     """
     members = numbered_members(stream, length)
     position, key, member = next(members, _NONE)
-    begin = at = 0
+    start = at = 0
     while (found := _header(stream, at, length)) is not None:
         info, first, at = found  # the headers' first possible end, and their end
         if info is None:  # a block of zeros: an end mark
             if member is None:
                 break
-            begin = at
+            start = at
         elif member is not None and first <= member.offset <= at:
-            links = _names(stream, begin, at) if info.type in _LINKS else ()
+            links = _names(stream, start, at) if info.type in _LINKS else ()
             ending = (split_name(member.name) or ("", ""))[1]
             at = max(at, member.offset) + _padded(member.size)
-            yield Entry(begin, min(at, length), position, key, ending, member.offset, links)
+            yield Entry(start, min(at, length), position, key, ending, member.offset, links)
             position, key, member = next(members, _NONE)
-            begin = at
+            start = at
         elif info.type in _EXTENDING:
             at += _padded(info.size)
         else:
-            names = _names(stream, begin, at) if info.isreg() or info.type in _LINKS else ()
+            names = _names(stream, start, at) if info.isreg() or info.type in _LINKS else ()
             if info.type not in _LINKS + _EMPTY:  # of folders, links and devices, a size says nothing
                 at += _padded(info.size)
             if at > length:
                 break
-            yield Entry(begin, at, _UNREAD if info.isreg() and names != () else _OTHER, links=names)
-            begin = at
+            yield Entry(start, at, _UNREAD if info.isreg() and names != () else _OTHER, links=names)
+            start = at
     if member is not None:
         raise RuntimeError(f"{getattr(stream, 'name', 'a shard')}: {member.name} has no header of its own")
 
@@ -196,10 +196,10 @@ def _header(stream: BinaryIO, at: int, length: int) -> tuple[tarfile.TarInfo | N
     return (info, first, at) if info.size >= 0 else None
 
 
-def _names(stream: BinaryIO, begin: int, end: int) -> tuple[str, ...]:
+def _names(stream: BinaryIO, start: int, end: int) -> tuple[str, ...]:
     """Keys of the samples that a file's own name and, of a link, its target are of; of an unreadable one: ("",)."""
-    stream.seek(begin)
-    raw = stream.read(min(end - begin, _MOST_HEADERS))
+    stream.seek(start)
+    raw = stream.read(min(end - start, _MOST_HEADERS))
     try:
         with tarfile.open(fileobj=io.BytesIO(raw + bytes(2 * _BLOCK)), mode="r:") as tar:
             info = tar.next()
@@ -217,9 +217,9 @@ def _padded(size: int) -> int:
     return -(-size // _BLOCK) * _BLOCK
 
 
-def _copy_bytes(stream: BinaryIO, out: BinaryIO, begin: int, end: int) -> None:
-    stream.seek(begin)
-    left = end - begin
+def _copy_bytes(stream: BinaryIO, out: BinaryIO, start: int, end: int) -> None:
+    stream.seek(start)
+    left = end - start
     while left:
         block = stream.read(min(left, _CHUNK))
         if not block:

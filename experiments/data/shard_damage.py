@@ -15,11 +15,11 @@ _HINTS = {
     "keys with dots?": "A sample's key ends at the first dot of the file's name, as in WebDataset: rename cat.7.jpg"
     " to cat_7.jpg, or name the ending in data.image_keys.",
 }
-"""Kind of damage, or what its details hold -> what to do when it stops a run."""
+"""Kind of damage, or words of its details -> advice for a run that it stops."""
 
 
 def settle(report: DamageReport, folder: Path, max_damaged: float) -> None:
-    """Write the report, and raise TooMuchDamage, with what helps against it, above `max_damaged`."""
+    """Write the report; above `max_damaged` raise TooMuchDamage, with advice."""
     try:
         report.finalise(folder, max_damaged)
     except TooMuchDamage as error:

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, ClassVar, overload
 
 import numpy as np
 
@@ -136,41 +136,44 @@ class ArrowTexts(Sequence[str]):
     def __getitem__(self, row: slice) -> list[str]: ...
     def __getitem__(self, row: Any) -> Any:
         if isinstance(row, slice):
-            begin, end, step = row.indices(len(self))
-            return [self[i] for i in range(begin, end, step)]
+            start, end, step = row.indices(len(self))
+            return [self[i] for i in range(start, end, step)]
         row = int(row)
         if not -len(self) <= row < len(self):
             raise IndexError(f"row {row} of {len(self)} captions")
         return self._column[row % len(self)].as_py()
 
     def __iter__(self) -> Iterator[str]:
-        for begin in range(0, len(self), 65536):
-            yield from self._column.slice(begin, 65536).to_pylist()
+        for start in range(0, len(self), 65536):
+            yield from self._column.slice(start, 65536).to_pylist()
 
 
-class ShardPairs:
-    """Pairs that stay in their tar shards: random access by row, decoded on demand.
+class ListedPairs:
+    """Pairs that a table lists and that are decoded on demand, with random access by row.
 
+    table, settings: names of files in `folder`: an Arrow table of ids, captions and the images' places, and
+        JSON with the size of the canvases and the limits of the images.
     decoder: for whole batches of images, or None to decode one after the other on the CPU.
     May be used from several threads, sent to other processes and (without a decoder on a GPU) used after a fork.
     """
+
+    table: ClassVar[str]
+    settings: ClassVar[str]
 
     def __init__(self, folder: str | Path, decoder: JPEGDecoder | None = None) -> None:
         import pyarrow as pa
 
         self.folder, self.decoder = Path(folder), decoder
-        facts = json.loads((self.folder / SHARDS).read_text())
-        self._size, self.limits = int(facts["size"]), Limits(**facts["limits"])
-        with pa.memory_map(str(self.folder / INDEX)) as source:
+        self._facts = json.loads((self.folder / self.settings).read_text())
+        self.limits = Limits(**self._facts["limits"])
+        with pa.memory_map(str(self.folder / self.table)) as source:
             table = pa.ipc.open_file(source).read_all()
-        columns = {name: table[name].combine_chunks() for name in table.column_names}
-        self.ids: np.ndarray = columns["id"].to_numpy()
-        self.captions = ArrowTexts(columns["caption"])
-        self._shard, self._offset, self._length = (columns[k].to_numpy() for k in ("shard", "offset", "length"))
-        self._reader = RangeReader(facts["shards"], stamps=facts.get("stamps"))
+        self._columns = {name: table[name].combine_chunks() for name in table.column_names}
+        self.ids: np.ndarray = self._columns["id"].to_numpy()
+        self.captions = ArrowTexts(self._columns["caption"])
 
     def __reduce__(self) -> Any:
-        return ShardPairs, (str(self.folder), self.decoder)
+        return type(self), (str(self.folder), self.decoder)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -178,7 +181,28 @@ class ShardPairs:
     @property
     def size(self) -> int:
         """Side of the canvas in pixels."""
-        return self._size
+        return int(self._facts["size"])
+
+    @classmethod
+    def write(cls, folder: Path, table: Any, **facts: Any) -> None:
+        """Write an Arrow `table`, in one chunk, and the settings."""
+        import pyarrow as pa
+
+        with pa.OSFile(str(folder / cls.table), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table, max_chunksize=max(len(table), 1))
+        (folder / cls.settings).write_text(json.dumps(facts, indent=1))
+
+
+class ShardPairs(ListedPairs):
+    """Pairs that stay in their tar shards."""
+
+    table, settings = INDEX, SHARDS
+
+    def __init__(self, folder: str | Path, decoder: JPEGDecoder | None = None) -> None:
+        super().__init__(folder, decoder)
+        places = ("shard", "offset", "length")
+        self._shard, self._offset, self._length = (self._columns[name].to_numpy() for name in places)
+        self._reader = RangeReader(self._facts["shards"], stamps=self._facts.get("stamps"))
 
     def contents(self, rows: np.ndarray) -> list[bytes]:
         """The image files of `rows` (b,) as they lie in the shards."""
@@ -239,7 +263,4 @@ def write_index(
 
     arrays = {name: pa.array(values) for name, values in columns.items()}
     table = pa.table({**arrays, "caption": captions.cast(pa.large_string())}).combine_chunks()
-    with pa.OSFile(str(folder / INDEX), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table, max_chunksize=max(len(table), 1))
-    facts = {"size": size, "limits": vars(limits), "shards": list(urls), "stamps": list(stamps)}
-    (folder / SHARDS).write_text(json.dumps(facts, indent=1))
+    ShardPairs.write(folder, table, size=size, limits=vars(limits), shards=list(urls), stamps=list(stamps))

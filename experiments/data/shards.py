@@ -265,7 +265,7 @@ class Shards:
         rows = np.arange(len(table)) if self.check else np.flatnonzero(labels >= 0)
         columns = {name: table[name].to_numpy() for name in ("id", "shard", "offset", "length")}
         todo = []
-        chunks = [rows[begin : begin + _CHECK_CHUNK] for begin in range(0, len(rows), _CHECK_CHUNK)]
+        chunks = [rows[start : start + _CHECK_CHUNK] for start in range(0, len(rows), _CHECK_CHUNK)]
         for number, chunk in enumerate(chunks):
             if not (parts / f"{number:07d}.json").exists():
                 values = {name: column[chunk] for name, column in columns.items()}

@@ -61,14 +61,14 @@ _FOREIGN = {
 class Member:
     """A file of a tar, or a link or device in the place of one.
 
-    offset, size: of its content, in bytes.  begin, end: of all that belongs to it, headers and padding too.
+    offset, size: of its content, in bytes.  start, end: of all that belongs to it, headers and padding too.
     problem: kind of damage and its detail, for what cannot be used as a file.
     """
 
     name: str
     offset: int
     size: int
-    begin: int = 0
+    start: int = 0
     end: int = 0
     problem: tuple[str, str] | None = None
 
@@ -86,21 +86,21 @@ class BrokenTar(Exception):
 
 def read_members(stream: BinaryIO, length: int) -> Iterator[Member]:
     """The members of a tar of `length` bytes, but for folders; raises BrokenTar."""
-    archive = begin = offset = 0  # where this archive, this member and this header begin
+    archive = start = offset = 0  # where this archive, this member and this header begin
     extension, last = _Extension(), None
     while offset < length:
         header = _read(stream, offset, BLOCK)
-        if not any(header) and begin == offset:
+        if not any(header) and start == offset:
             following = _behind_end_mark(stream, offset, length, archive, last)
             if following is None:
                 return
-            archive = begin = offset = following
+            archive = start = offset = following
             continue
         info = _parse(header, offset)
         content = offset + BLOCK
         if info.type in (_LONG_NAME, _LONG_LINK, _GLOBAL, *_EXTENDED):
             if content + info.size > length:
-                raise BrokenTar("ends within an extension header", begin, cut=True)
+                raise BrokenTar("ends within an extension header", start, cut=True)
             extension.add(info.type, info.size, stream, content)
             offset = content + _padded(info.size)
             continue
@@ -109,12 +109,12 @@ def read_members(stream: BinaryIO, length: int) -> Iterator[Member]:
         name, size, problem = extension.apply(info)
         stored = 0 if info.type in _WITHOUT_DATA else size
         if content + stored > length:
-            raise BrokenTar(f"ends within {name[:100]!a}", begin, cut=True)
+            raise BrokenTar(f"ends within {name[:100]!a}", start, cut=True)
         offset = content + _padded(stored)
         if info.type != tarfile.DIRTYPE:
-            last = Member(name, content, stored, begin, offset, problem)
+            last = Member(name, content, stored, start, offset, problem)
             yield last
-        begin, extension = offset, _Extension()
+        start, extension = offset, _Extension()
     if length:
         raise BrokenTar("ends without an end mark", length, cut=True)
 

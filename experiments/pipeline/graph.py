@@ -46,7 +46,7 @@ class Stage:
     key_settings: (experiment, settings) -> what else belongs to the key.
     instead: experiment -> the name of the value that stands for this one, or None.
     form: how a stored value is saved and loaded (`values.Form`).
-    collective: under torchrun all processes compute it together.  quiet: not logged.
+    collective: under torchrun all processes compute it together.  quiet: logged for debugging only.
     wider: the setting of which a stored result with a larger number serves too.
     """
 
@@ -83,8 +83,7 @@ def stage(
     """
 
     def declare(compute: Callable[..., Any]) -> Stage:
-        positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        names = [p.name for p in inspect.signature(compute).parameters.values() if p.kind == positional][1:]
+        names = inspect.getfullargspec(compute).args[1:]
 
         def from_signature(experiment: Experiment, **settings: Any) -> dict[str, Call]:
             return {n: Call(n) for n in names if optional is None or n not in optional or optional[n](experiment)}
@@ -97,18 +96,18 @@ def stage(
 
 
 class Run:
-    """What a computation may use beside its inputs: its folder, the resources (which are in no key), and the parts
-    of the experiment that its stage declares; reading any other raises AttributeError."""
+    """What a computation may use beside its inputs; reading anything else raises AttributeError.
+
+    folder: where the files of a stored value go, until it has ended.  resources: are in no key.
+    Beside them the parts of the experiment that the stage declares.
+    """
+
+    folder: Path
 
     def __init__(self, of: Stage, experiment: Experiment, resources: Resources, folder: Path | None = None) -> None:
-        self._stage, self._experiment, self.resources, self._folder = of, experiment, resources, folder
-
-    @property
-    def folder(self) -> Path:
-        """Where the stage's files go, until it has ended."""
-        if self._folder is None:
-            raise AttributeError(f"{self._stage.gives} is not stored, so it has no folder")
-        return self._folder
+        self._stage, self._experiment, self.resources = of, experiment, resources
+        if folder is not None:
+            self.folder = folder
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name not in self._stage.reads:

@@ -71,7 +71,6 @@ def _label(settings: dict[str, Any]) -> str:
 
 def _takes(stage: Stage) -> str:
     """The values that the computation is given, by their names in the graph."""
-    parameters = list(inspect.signature(stage.compute).parameters.values())[1:]
-    names = [p.name for p in parameters if p.kind == inspect.Parameter.POSITIONAL_OR_KEYWORD]
-    needed = ", and what the detector needs" if any(p.kind == p.VAR_KEYWORD for p in parameters) else ""
-    return (", ".join(names) or "nothing") + needed
+    spec = inspect.getfullargspec(stage.compute)
+    needed = ", and what the detector needs" if spec.varkw else ""
+    return (", ".join(spec.args[1:]) or "nothing") + needed

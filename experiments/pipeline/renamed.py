@@ -15,6 +15,7 @@ KEYS = {  # consecutive parts of a key: what they are called now
     "flicker.slight": "flicker.eps",
     "tandem.slight": "tandem.eps",
     "dao.log": "dao.form",
+    "loss.slow_pace": "loss.slow_lr_scale",
 }
 VALUES = {  # the last parts of a key, as they are called now: value -> what it is called now
     "convention": {"reference": "paper_code"},

@@ -13,7 +13,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from experiments.pipeline.experiment import Experiment
-from experiments.pipeline.graph import Call, Run
+from experiments.pipeline.graph import Call, Run, Stage
 from experiments.pipeline.resources import Resources
 from experiments.pipeline.stages import STAGES
 from experiments.runtime import distributed
@@ -28,12 +28,10 @@ class Runner:
     given: values that stand in place of a stage's, such as `train_ids`.
     """
 
-    def __init__(
-        self, experiment: Experiment, store: Store, resources: Resources, given: Mapping[str, np.ndarray]
-    ) -> None:
+    def __init__(self, experiment: Experiment, store: Store, resources: Resources, **given: np.ndarray) -> None:
         self.experiment, self.store, self.resources, self.given = experiment, store, resources, given
         self._entries: dict[str, Entry] = {}
-        self._values: dict[str, Any] = {}
+        self._values: dict[str, Any] = dict(given)
         self._tables: dict[tuple[str, int], Recipe] = {}
         self._others: dict[str, Runner] = {}
 
@@ -41,25 +39,19 @@ class Runner:
     def of(cls, config: DictConfig) -> Runner:
         """Raises ValueError for what can be known to fail later."""
         experiment = Experiment.of(config)
-        return cls(experiment, Store(config.runtime.store), Resources.of(config.runtime), {})
+        return cls(experiment, Store(config.runtime.store), Resources.of(config.runtime))
 
     def replace(self, experiment: Experiment | None = None, **given: np.ndarray) -> Runner:
         """The same graph with an experiment that differs, or with values given in place of a stage's."""
-        return Runner(experiment or self.experiment, self.store, self.resources, {**self.given, **given})
+        return Runner(experiment or self.experiment, self.store, self.resources, **self.given | given)
 
     def value(self, gives: str, **settings: Any) -> Any:
         """The value, computed or taken from the store. Values of a call with settings are not kept in memory."""
         gives = self.provider(gives)
-        if gives in self.given:
-            return self.given[gives]
         if gives in self._values:
             return self._values[gives]
         stage = STAGES[gives]
-        if stage.name is None:
-            run = Run(stage, self.experiment, self.resources)
-            found = stage.compute(run, **self._inputs(gives, settings), **settings)
-        else:
-            found = stage.form.load(self.entry(gives, **settings))
+        found = stage.form.load(self.entry(gives, **settings)) if stage.name else self._compute(stage, settings)
         if not settings:
             self._values[gives] = found
         return found
@@ -72,22 +64,17 @@ class Runner:
             settings = {**settings, stage.wider: recipe.width}
         if recipe.key in self._entries:
             return self._entries[recipe.key]
+        report = log.debug if stage.quiet else log.info
         if not distributed.broadcast(self.store.has(recipe)):
-            # All processes walk through the inputs, of which some are computed together; rank 0 then builds alone.
             self._prepare(gives, **settings)
-            if not stage.quiet:
-                log.info("%-10s computing", stage.name)
+            report("%-10s computing", stage.name)
 
         def make(folder: Path) -> Mapping[str, Any] | None:
-            run = Run(stage, self.experiment, self.resources, folder)
-            found = stage.compute(run, **self._inputs(gives, settings), **settings)
-            save = stage.form.save
-            return save(found, folder) if save is not None else None
+            return stage.form.save(self._compute(stage, settings, folder), folder)
 
         entry = self.store.get(recipe, make, collective=stage.collective)
-        if not stage.quiet:
-            state = "reused" if entry.reused else f"done in {entry.seconds:.1f} s"
-            log.info("%-10s %s  (%s)", stage.name, state, recipe.key)
+        state = "reused" if entry.reused else f"done in {entry.seconds:.1f} s"
+        report("%-10s %s  (%s)", stage.name, state, recipe.key)
         self._entries[recipe.key] = entry
         return entry
 
@@ -114,11 +101,10 @@ class Runner:
             name = of.provider(call.gives)
             if name in of.given or STAGES[name].name is not None:
                 inputs[STAGES[name].name or name] = of.key(name, **call.settings)
-                continue
-            derived = of.recipe(name, call.settings)
-            inputs |= derived.inputs
-            if derived.config:
-                config[name] = derived.config
+            else:
+                derived = of.recipe(name, call.settings)
+                inputs |= derived.inputs
+                config |= {name: derived.config} if derived.config else {}
         return Recipe(stage.name or gives, stage.version(experiment, **settings), config, inputs)
 
     def provider(self, gives: str) -> str:
@@ -137,9 +123,10 @@ class Runner:
             self._tables[recipe.key, width] = distributed.broadcast(self.store.of_width(recipe, width))
         return self._tables[recipe.key, width]
 
-    def _inputs(self, gives: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-        calls = STAGES[gives].inputs(self.experiment, **settings)
-        return {name: self._of(call).value(call.gives, **call.settings) for name, call in calls.items()}
+    def _compute(self, stage: Stage, settings: Mapping[str, Any], folder: Path | None = None) -> Any:
+        calls = stage.inputs(self.experiment, **settings)
+        inputs = {name: self._of(call).value(call.gives, **call.settings) for name, call in calls.items()}
+        return stage.compute(Run(stage, self.experiment, self.resources, folder), **inputs, **settings)
 
     def _of(self, call: Call) -> Runner:
         """The runner of the experiment whose value the call asks for."""
@@ -147,12 +134,12 @@ class Runner:
             return self
         changes = json.dumps(call.changes, sort_keys=True)
         if changes not in self._others:
-            other = self.experiment.replace(**call.changes)
-            self._others[changes] = Runner(other, self.store, self.resources, {})
+            self._others[changes] = Runner(self.experiment.replace(**call.changes), self.store, self.resources)
         return self._others[changes]
 
     def _prepare(self, gives: str, **settings: Any) -> None:
-        """Have all stored stages that a value needs, without loading them."""
+        """Have all stored stages that a value needs, without loading them. All processes take part, as some of
+        these stages are computed together; rank 0 may then compute the value alone."""
         for call in STAGES[gives].inputs(self.experiment, **settings).values():
             of = self._of(call)
             name = of.provider(call.gives)

@@ -104,12 +104,12 @@ def measure_model(model: Any, test: TestSet, poisoning: Poisoning | None, clean:
 
 @dataclass(frozen=True)
 class Form:
-    """load: reads the value of a finished entry.  save: writes it into the folder, and may return notes on it; None
-    where the computation writes its files itself.
+    """load: reads the value of a finished entry.
+    save: writes it into the folder, and may return notes on it; by default nothing, as the computation has written.
     """
 
     load: Callable[[Entry], Any]
-    save: Callable[[Any, Path], Any] | None = None
+    save: Callable[[Any, Path], Any] = lambda value, folder: None
 
 
 def _save_patch(patch: np.ndarray, folder: Path) -> None:
@@ -137,14 +137,14 @@ def _load_embeddings(entry: Entry) -> Embeddings:
     return embeddings
 
 
-def _save_drift(values: np.ndarray, folder: Path) -> None:
-    if distributed.is_main():
-        np.save(folder / "drift.npy", values)
+def _array(name: str) -> Form:
+    """One array, in the file `name`, which rank 0 writes."""
 
+    def save(values: np.ndarray, folder: Path) -> None:
+        if distributed.is_main():
+            np.save(folder / name, values)
 
-def _save_agreement(values: np.ndarray, folder: Path) -> None:
-    if distributed.is_main():
-        np.save(folder / "agreement.npy", values)
+    return Form(lambda entry: np.load(entry.path / name), save)
 
 
 @functools.lru_cache(maxsize=2)  # tables are large, and detectors that share one come one after the other
@@ -171,8 +171,8 @@ MODEL = Form(lambda entry: Trained(entry.path))
 MEASURES = Form(lambda entry: json.loads((entry.path / "measures.json").read_text()), _save_measures)
 EMBEDDINGS = Form(_load_embeddings, _save_embeddings)
 PATCH = Form(lambda entry: str(entry.path / PATCH_FILE), _save_patch)
-DRIFT = Form(lambda entry: np.load(entry.path / "drift.npy"), _save_drift)
-AGREEMENT = Form(lambda entry: np.load(entry.path / "agreement.npy"), _save_agreement)
+DRIFT = _array("drift.npy")
+AGREEMENT = _array("agreement.npy")
 NEIGHBOURS = Form(lambda entry: _read_neighbours(entry.path), lambda table, folder: table.save(folder))
 SCORES = Form(_load_scores, _save_scores)
 CELL = Form(lambda entry: json.loads((entry.path / "cell.json").read_text()))

@@ -40,20 +40,20 @@ class Fault:
 def digest(file: Path) -> str:
     """32 hexadecimal digits of a file's content."""
     with open(file, "rb") as stream:
-        begins = range(0, os.fstat(stream.fileno()).st_size, _CHUNK)
+        starts = range(0, os.fstat(stream.fileno()).st_size, _CHUNK)
         read = functools.partial(_chunk, stream.fileno())
-        if len(begins) <= 1:
-            parts = [read(begin) for begin in begins]
+        if len(starts) <= 1:
+            parts = [read(start) for start in starts]
         else:
-            with ThreadPoolExecutor(min(len(begins), os.cpu_count() or 1, 8)) as pool:
-                parts = list(pool.map(read, begins))
+            with ThreadPoolExecutor(min(len(starts), os.cpu_count() or 1, 8)) as pool:
+                parts = list(pool.map(read, starts))
     return hashlib.blake2b(b"".join(parts), digest_size=16).hexdigest()
 
 
-def _chunk(opened: int, begin: int) -> bytes:
+def _chunk(opened: int, start: int) -> bytes:
     content = hashlib.blake2b(digest_size=32)
     left = _CHUNK
-    while left and (block := os.pread(opened, min(left, 1 << 20), begin + _CHUNK - left)):
+    while left and (block := os.pread(opened, min(left, 1 << 20), start + _CHUNK - left)):
         content.update(block)
         left -= len(block)
     return content.digest()

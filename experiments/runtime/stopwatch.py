@@ -18,12 +18,12 @@ SECONDS = ".seconds"  # of earlier runs, in a stage's `.partial` folder
 
 def timed(make: Callable[[Path], Result], partial: Path) -> Result:
     """make(partial); the time it took is added to what was noted there."""
-    earlier, begin = read_seconds(partial), time.perf_counter()
+    earlier, start = read_seconds(partial), time.perf_counter()
     try:
         return make(partial)
     finally:
         with suppress(OSError):  # the disk is full; the time is then that of the last run
-            write_whole(partial / SECONDS, f"{earlier + time.perf_counter() - begin:.3f}")
+            write_whole(partial / SECONDS, f"{earlier + time.perf_counter() - start:.3f}")
 
 
 def read_seconds(partial: Path) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,21 +101,25 @@ class CleanResult:
         ]
 
 
-@dataclass(frozen=True)
-class Clean(Scan):
-    """A scan with a threshold; new shards go to the folder `write_shards` (None: nowhere).
+class Clean:
+    """A threshold on what a scan finds; new shards go to the folder `write_shards` (None: nowhere).
 
     remove_groups: remove alarming groups too, wherever their members rank.
-    unscored: "drop" or "keep" the samples that the reader left out, which nothing was found out about.
+    unscored: "drop" or "keep" the samples that the reader left out and that have no scores.
+    scan: the settings of the scan (`experiments.tasks.scan.Scan`), which stand beside these in the configuration.
     """
 
-    remove: Threshold = field(kw_only=True)
-    write_shards: str | None = None
-    remove_groups: bool = True
-    unscored: str = "drop"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def __init__(
+        self,
+        remove: Threshold,
+        write_shards: str | None = None,
+        remove_groups: bool = True,
+        unscored: str = "drop",
+        **scan: Any,
+    ) -> None:
+        self.scan = Scan(**scan)
+        self.remove, self.write_shards = remove, write_shards
+        self.remove_groups, self.unscored = remove_groups, unscored
         if self.unscored not in ("drop", "keep"):
             raise ValueError(f"task.unscored must be drop or keep, got {self.unscored!r}")
         if not isinstance(self.remove, Threshold):
@@ -123,10 +127,14 @@ class Clean(Scan):
         if self.write_shards is not None and not (isinstance(self.write_shards, str) and self.write_shards):
             raise ValueError(f"task.write_shards must name a folder, got {self.write_shards!r}")
 
+    @property
+    def gallery(self) -> int:
+        return self.scan.gallery
+
     def check(self, experiment: Experiment) -> None:
         """Refuse, before any work, what would fail after it."""
-        super().check(experiment)
-        if self.part is not None:
+        self.scan.check(experiment)
+        if self.scan.part is not None:
             raise ValueError(
                 "task.part computes a part of a scan, clean needs the whole one: use task=scan for parts"
             )
@@ -143,7 +151,7 @@ class Clean(Scan):
         claim(Path(self.write_shards), names, self._settings(experiment.source))
 
     def run(self, runner: Runner) -> CleanResult | None:
-        result = self.scan(runner)
+        result = self.scan.scan(runner)
         if result is None:
             return None
         removed, table = self.remove.suspects(result.table)

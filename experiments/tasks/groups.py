@@ -140,17 +140,17 @@ class Grouping:
         vectors = samples.vectors("image", suspects)
         words = [words_of(samples.captions[row]) for row in suspects]
         left, right = [], []
-        for begin in range(0, len(suspects), 1024):
-            similar = vectors[begin : begin + 1024] @ vectors.T
+        for start in range(0, len(suspects), 1024):
+            similar = vectors[start : start + 1024] @ vectors.T
             i, j = np.nonzero(similar >= self.like_cosine)
-            keep = i + begin < j
+            keep = i + start < j
             i, j = i[keep], j[keep]
             near = similar[i, j] >= self.near_cosine
             alike = [
-                bool(sure) or self._same_caption(words[a + begin], words[b])
+                bool(sure) or self._same_caption(words[a + start], words[b])
                 for a, b, sure in zip(i, j, near, strict=True)
             ]
-            left.append(i[alike] + begin)
+            left.append(i[alike] + start)
             right.append(j[alike])
         ends = np.concatenate(left), np.concatenate(right)
         shape = (len(suspects), len(suspects))
@@ -167,16 +167,16 @@ class Grouping:
         ]
         words = [words_of(caption) for caption in captions]
         members: list[list[np.ndarray]] = [[rows] for rows in components]
-        for begin, block in samples.blocks("image"):
+        for start, block in samples.blocks("image"):
             similar = centres @ block.T
             for i, near in enumerate(similar):
                 close = np.flatnonzero(near >= self.like_cosine)
                 for_sure = near[close] >= self.near_cosine
                 same = [
-                    bool(sure) or self._same_caption(words[i], words_of(samples.captions[begin + row]))
+                    bool(sure) or self._same_caption(words[i], words_of(samples.captions[start + row]))
                     for row, sure in zip(close, for_sure, strict=True)
                 ]
-                members[i].append(begin + close[same] if len(close) else close)
+                members[i].append(start + close[same] if len(close) else close)
         grown: list[np.ndarray] = []
         taken: list[set[int]] = []
         for parts in members:

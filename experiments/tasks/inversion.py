@@ -213,8 +213,8 @@ class _Finder:
         import torch
 
         hits = 0
-        for begin in range(0, len(images), 256):
-            x = self.model.pixels(torch.from_numpy(images[begin : begin + 256]))
+        for start in range(0, len(images), 256):
+            x = self.model.pixels(torch.from_numpy(images[start : start + 256]))
             if trigger is not None:
                 x = self.paint(x, *trigger)
             hits += int((self.logits(x).argmax(dim=1) == self.target).sum())

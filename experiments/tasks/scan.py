@@ -117,8 +117,8 @@ class Scan:
             return [runner], [0]
         urls = runner.experiment.source.urls
         runners, shifts = [], []
-        for begin in range(0, len(urls), self.shards_per_part):
-            part = runner.experiment.replace(data={"shards": urls[begin : begin + self.shards_per_part]})
+        for start in range(0, len(urls), self.shards_per_part):
+            part = runner.experiment.replace(data={"shards": urls[start : start + self.shards_per_part]})
             runners.append(runner.replace(part))
             shifts.append(0)
         return runners, shifts

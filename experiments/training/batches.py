@@ -98,9 +98,9 @@ class Schedule:
 
     def rows(self, step: int, order: np.ndarray) -> tuple[np.ndarray, int]:
         """Rows of the step, (batch_size,), and how many of them are new in this epoch."""
-        begin = (step % self.steps_per_epoch) * self.batch_size
-        rows = np.take(order, np.arange(begin, begin + self.batch_size), mode="wrap")
-        return rows, min(self.batch_size, self.n - begin)
+        start = (step % self.steps_per_epoch) * self.batch_size
+        rows = np.take(order, np.arange(start, start + self.batch_size), mode="wrap")
+        return rows, min(self.batch_size, self.n - start)
 
 
 class Batch(NamedTuple):

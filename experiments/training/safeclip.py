@@ -27,13 +27,13 @@ class SafeCLIP:
     """Self-supervision within each modality for all pairs at first, CLIP's loss later and for the safe ones alone.
 
     The paper's section 4 (arXiv 2310.05862), in epochs: `unimodal` of self-supervision, whose positive is the
-    nearest to the augmented view in a pool of earlier ones; `slow` of CLIP's loss at `slow_pace` of the learning
-    rate; then a mixture of two Gaussians is fitted to the cosine of image and caption (`detect.SafeCLIP`); pairs
-    that belong to the upper one with a probability above `threshold` are safe. From then on safe pairs are
-    trained with CLIP's loss, risky ones with self-supervision; before each further epoch the pairs are ranked
-    anew and the share of safe ones grows by `grow`. Where we differ: a batch holds safe and risky pairs together,
-    and its loss is the sum of the two, while the authors' code trains on the one and then on the other; one
-    cosine schedule serves all epochs.
+    nearest to the augmented view in a pool of earlier ones; `slow` of CLIP's loss at `slow_lr_scale` of the
+    learning rate; then a mixture of two Gaussians is fitted to the cosine of image and caption
+    (`detect.SafeCLIP`); pairs that belong to the upper one with a probability above `threshold` are safe. From then
+    on safe pairs are trained with CLIP's loss, risky ones with self-supervision. Before each further epoch pairs
+    are ranked anew and the share of safe ones grows by `grow`. Where we differ: a batch holds safe and risky pairs
+    together, and its loss is the sum of the two, while the authors' code trains on the one and then on the other;
+    one cosine schedule serves all epochs.
 
     pool: size of each pool, as a share of the pairs.
     """
@@ -43,7 +43,7 @@ class SafeCLIP:
 
     unimodal: int = 5
     slow: int = 1
-    slow_pace: float = 0.01
+    slow_lr_scale: float = 0.01
     threshold: float = 0.9
     grow: float = 0.01
     pool: float = 0.02
@@ -102,7 +102,7 @@ class SafeCLIPState:
 
     def lr_scale(self, epoch: int) -> float:
         slow = 0 <= epoch - self.settings.unimodal < self.settings.slow
-        return self.settings.slow_pace if slow else 1.0
+        return self.settings.slow_lr_scale if slow else 1.0
 
     def __call__(self, features: Features, rows: Tensor, step: int) -> Tensor:
         epoch = step // self.steps_per_epoch

@@ -248,7 +248,7 @@ def test_damaged_tars_are_read_as_tarfile_reads_them(seed):
     ours, broken = {}, len(content) + 1
     try:
         for member in read_members(io.BytesIO(content), len(content)):
-            assert 0 <= member.begin < member.offset <= member.offset + member.size <= len(content)
+            assert 0 <= member.start < member.offset <= member.offset + member.size <= len(content)
             ours[member.offset] = member
     except BrokenTar as error:
         broken = error.offset

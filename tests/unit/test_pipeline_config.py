@@ -68,6 +68,10 @@ def test_unknown_words_get_their_choices(arguments, answer):
         ("task.grouping={suspects: 0.1, near: 0.9}", "task.grouping.near_cosine=0.9"),
         ("detector.flicker.slight=0.1", "detector.flicker.eps=0.1"),
         ("detector.tandem.slight=0.1,0.2", "detector.tandem.eps=0.1,0.2"),
+        (
+            "task.ways.safeclip.train.loss.slow_pace=0.1",
+            "task.ways.safeclip.train.loss.slow_lr_scale=0.1",
+        ),
         ("neighbours.convention=reference", "neighbours.convention=paper_code"),
         ("detector.slof.convention=published,reference", "detector.slof.convention=published,paper_code"),
         ("neighbours={convention: reference}", "neighbours.convention=paper_code"),

@@ -148,3 +148,23 @@ def test_a_lock_that_may_not_be_written_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(FileLock, "acquire", refuse)
     with pytest.raises(Stopped, match=r"cannot be written: .*Permission denied: .*\.lock"):
         Store(tmp_path).get(stage(), lambda folder: None)
+
+
+@pytest.mark.parametrize("others", [50, 5000])
+def test_a_large_store_takes_no_more_reads_of_folders(tmp_path, monkeypatch, others):
+    """A stored result is found by its name: nothing is read for the others, however many there are."""
+    for number in range(others):
+        (tmp_path / "train" / f"{number:016x}").mkdir(parents=True)
+        (tmp_path / "neighbours" / f"{number:016x}-8").mkdir(parents=True)
+    Store(tmp_path).get(stage(), lambda folder: None)
+    reads = []
+    for name in ("scandir", "listdir"):
+        read = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda path=".", read=read: reads.append(str(path)) or read(path))
+    store = Store(tmp_path)
+    assert store.get(stage(), lambda folder: None).reused
+    assert reads == [str(tmp_path / "train" / stage().key)]  # its own files, compared with their digests
+    reads.clear()
+    table = stage(name="neighbours")
+    assert store.of_width(table, 8).width == 8
+    assert reads == [str(tmp_path / "neighbours")]  # once: a wider table serves too

@@ -72,8 +72,8 @@ def test_only_the_samples_and_the_links_to_them_go(tmp_path, kind, kept):
     assert plan.links == 4 - len(kept)
     raw = old.read_bytes()
     for entry in plan.entries:  # in whole blocks, in their order
-        assert raw[entry.begin : entry.end] in (tmp_path / "new.tar").read_bytes()
-    assert [entry.begin for entry in plan.entries] == sorted(entry.begin for entry in plan.entries)
+        assert raw[entry.start : entry.end] in (tmp_path / "new.tar").read_bytes()
+    assert [entry.start for entry in plan.entries] == sorted(entry.start for entry in plan.entries)
 
 
 def test_what_lies_behind_the_end_mark_or_a_break_does_not_come_through(tmp_path):

@@ -196,7 +196,10 @@ def recipe(**options):
     )
 
 
-WAYS = [RoCLIP(every=2, turn=0.5, pool=0.3), SafeCLIP(unimodal=1, slow=1, slow_pace=0.5, threshold=0.5, pool=0.3)]
+WAYS = [
+    RoCLIP(every=2, turn=0.5, pool=0.3),
+    SafeCLIP(unimodal=1, slow=1, slow_lr_scale=0.5, threshold=0.5, pool=0.3),
+]
 
 
 class Killed(Exception):

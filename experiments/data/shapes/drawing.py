@@ -131,11 +131,11 @@ def _paint(
         "light": (int(body[0] * 0.45 + 140), int(body[1] * 0.45 + 140), int(body[2] * 0.45 + 140)),
         **FIXED_TONES,
     }
-    begin = 0
+    start = 0
     for tone, outline in parts:
-        end = begin + 2 * len(outline)
-        draw.polygon(flat[begin:end], fill=tones[tone])
-        begin = end
+        end = start + 2 * len(outline)
+        draw.polygon(flat[start:end], fill=tones[tone])
+        start = end
 
 
 def _background(

@@ -39,10 +39,10 @@ def rect(tone: str, x0: float, y0: float, x1: float, y1: float) -> Part:
 
 
 def ellipse(
-    tone: str, x: float, y: float, rx: float, ry: float, begin: float = 0, end: float = 360, n: int = 24
+    tone: str, x: float, y: float, rx: float, ry: float, start: float = 0, end: float = 360, n: int = 24
 ) -> Part:
     """A filled ellipse, or its slice between two angles in degrees, clockwise from the right."""
-    angle = np.radians(np.linspace(begin, end, n, endpoint=end - begin < 360))
+    angle = np.radians(np.linspace(start, end, n, endpoint=end - start < 360))
     return tone, np.stack([x + rx * np.cos(angle), y + ry * np.sin(angle)], 1)
 
 
@@ -52,12 +52,12 @@ def ring(
     y: float,
     radius: float,
     width: float,
-    begin: float = 0,
+    start: float = 0,
     end: float = 360,
     n: int = 24,
 ) -> Part:
     """A band of the given width inside `radius`, between two angles."""
-    angle = np.radians(np.linspace(begin, end, n))
+    angle = np.radians(np.linspace(start, end, n))
     circle = np.stack([np.cos(angle), np.sin(angle)], 1)
     band = np.concatenate([circle * radius, circle[::-1] * (radius - width)])
     return tone, band + np.array([x, y])

@@ -121,13 +121,13 @@ class Shapes:
         jobs = []
         for file, part_labels, stream in parts:
             create_images(file, len(part_labels), self.size)
-            for begin in range(0, len(part_labels), _CHUNK):
-                jobs.append((self, file, begin, part_labels[begin : begin + _CHUNK], stream))
+            for start in range(0, len(part_labels), _CHUNK):
+                jobs.append((self, file, start, part_labels[start : start + _CHUNK], stream))
         captions = [""] * self.pairs
         with counting(progress, self.pairs + len(test_labels), "drawing pairs") as shown:
-            for (_, _, begin, chunk, stream), texts in run_jobs(_draw_chunk, jobs, workers):
+            for (_, _, start, chunk, stream), texts in run_jobs(_draw_chunk, jobs, workers):
                 if stream == _TRAIN:
-                    captions[begin : begin + len(chunk)] = texts
+                    captions[start : start + len(chunk)] = texts
                 shown.update(len(chunk))
         save_captions(folder / CAPTIONS, np.arange(self.pairs), captions)
         test_images = np.load(folder / TEST / IMAGES, mmap_mode="r")
@@ -142,7 +142,7 @@ _Job = tuple[Shapes, Path, int, np.ndarray, int]
 
 
 def _draw_chunk(job: _Job) -> list[str]:
-    shapes, file, begin, labels, stream = job
-    samples = [shapes.sample(begin + i, int(label), stream) for i, label in enumerate(labels)]
-    write_images(file, begin, np.stack([image for image, _ in samples]))
+    shapes, file, start, labels, stream = job
+    samples = [shapes.sample(start + i, int(label), stream) for i, label in enumerate(labels)]
+    write_images(file, start, np.stack([image for image, _ in samples]))
     return [caption for _, caption in samples]
