@@ -28,7 +28,7 @@ from experiments.pipeline.runner import Runner
 from experiments.runtime import distributed, refusals
 from experiments.tasks.groups import Grouping
 from experiments.tasks.samples import Samples
-from experiments.tasks.scan_result import ScanResult, group_numbers, metrics_of, where_from
+from experiments.tasks.scan_result import ScanResult, group_numbers, metrics_of, where_from, with_sizes
 
 log = logging.getLogger(__name__)
 
@@ -210,8 +210,8 @@ class Scan:
         where, where_unscored = where_from(runners, left_out)
         every = joined(left_out, shifts)
         table = pd.DataFrame({"id": samples.ids, **where, "caption": samples.captions, **columns})
-        table = table.assign(score=score, p=conformal_among(score), rank=rank(score))
-        unscored = pd.DataFrame({"id": every.ids, **where_unscored, "status": every.status})
+        table = with_sizes(table.assign(score=score, p=conformal_among(score), rank=rank(score)))
+        unscored = with_sizes(pd.DataFrame({"id": every.ids, **where_unscored, "status": every.status}))
         truth = np.concatenate([runner.value("truth") for runner in runners])
         planned = bool(truth.any())
         groups = self.grouping.find(samples, score)

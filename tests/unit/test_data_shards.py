@@ -418,7 +418,7 @@ def test_what_is_planted_beside_damage_can_be_found(tmp_path, pairs, shards, nat
     data = Shards(str(tmp_path), size=32, holdout=0.0, max_damaged=0.5)
     data.build(tmp_path / "built")
     found = open_pairs(tmp_path / "built")
-    keys = origins(data, found.ids).keys
+    keys = origins(data, found.ids)["key"]
     assert set(listed) <= set(keys)
     captions = set(export.plan.captions)
     for key, caption in zip(keys, found.captions, strict=True):
