@@ -22,6 +22,7 @@ from experiments.data.file_pairs import STORAGE, in_array, write_files
 from experiments.data.image_decoding import Limits
 from experiments.data.pairs import CAPTIONS, IMAGES, TEST, Progress, TestSet, save_captions
 from experiments.data.test_set import prompt_templates, seeded_shares, text_lines
+from experiments.runtime.safe_text import printable
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +132,11 @@ class Folders(ClassFolders):
                 name = others[which % len(others)]
             captions.append(templates[template % len(templates)].replace("{}", name))
         return captions
+
+    def paths_of(self, ids: np.ndarray) -> list[str]:
+        """Path below the folder, printable, of the samples `ids` (n,)."""
+        paths, _ = self.files()
+        return [printable(paths[id]) for id in ids.tolist()]
 
     def fingerprint(self) -> str:
         """Of the files' names, sizes and times, the class names, the templates and the synonyms."""

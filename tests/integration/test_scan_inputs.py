@@ -87,15 +87,17 @@ def parquet(shards, tmp_path_factory):
     return folder
 
 
+def of_shards(shards):
+    return ["task=scan", "data=webdataset", f"data.shards={shards}", "neighbours.scope=full"]
+
+
 def scores(folder):
     return pd.read_parquet(folder / "scores.parquet")
 
 
 @pytest.mark.parametrize("storage", ["array", "files"])
 def test_parquet_scans_as_the_shards_do(do, model, shards, parquet, storage):
-    one = scores(
-        do(*SCAN, *model, "task=scan", "data=webdataset", f"data.shards={shards}", "neighbours.scope=full")
-    )
+    one = scores(do(*SCAN, *model, *of_shards(shards)))
     given = ["task=scan", "data=parquet", f"data.path={parquet}", f"data.storage={storage}"]
     other = scores(do(*SCAN, *model, *given, "neighbours.scope=full"))
     one, other = (table.sort_values("key").reset_index(drop=True) for table in (one, other))
@@ -122,3 +124,62 @@ def test_parquet_trains_a_model_too(do, parquet, tmp_path):
     given = ["data=parquet", f"data.path={parquet}", "data.storage=files", "data.size=32", *TINY[3:], *SCAN]
     folder = do(*given, "task=scan", f"runtime.store={tmp_path}")
     assert len(scores(folder)) == 160
+
+
+@pytest.fixture(scope="module")
+def pictures(shards, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for number, (key, content, _) in enumerate(samples(shards)):
+        place = folder / f"part{number % 3}"
+        place.mkdir(exist_ok=True)
+        (place / f"{key}.jpg").write_bytes(content)
+    (folder / "part0/damaged.png").write_bytes(b"<html>")
+    (folder / "part0/.hidden.jpg").write_bytes(b"")
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def test_pictures_without_captions_scan_as_the_pairs_do(do, model, shards, pictures):
+    one = scores(do(*SCAN, *model, *of_shards(shards)))
+    folder = do(*SCAN, *model, "task=scan", "data=pictures", f"data.path={pictures}", "neighbours.scope=full")
+    other = scores(folder)
+    assert other["status"].value_counts().to_dict() == {"scored": 160, "not an image": 1}
+    other = other[other["status"] == "scored"].assign(key=other["key"].map(lambda path: Path(path).stem))
+    one, other = (table.set_index("key").sort_index() for table in (one, other))
+    np.testing.assert_allclose(one["slof"], other["slof"], rtol=1e-4)
+    assert set(other["caption"]) == {""}
+    assert "no captions" in (folder / "summary.md").read_text()
+    cleaned = do(*SCAN, *model, "task=clean", "data=pictures", f"data.path={pictures}", "task.remove.count=9")
+    assert len(pd.read_parquet(cleaned / "kept.parquet")) == 151
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["detector=[slof,clip_score]"], r"detector=clip_score compares captions.*'detector=\[slof\]'"),
+        (["detector=[tandem]", "task.rank_by=tandem"], r"detector=tandem compares .*'detector=\[slof,lof,dao\]'"),
+        (["neighbours.modality=joint"], r"detector=slof,dao compares captions"),
+        (["attack=badnets"], "attack=badnets plants captions"),
+        (["model=small"], "no model can be trained on them; give a trained one"),
+    ],
+)
+def test_what_looks_at_captions_is_refused_for_pictures(do, model, pictures, options, message):
+    given = [*SCAN, *model, "task=scan", "data=pictures", f"data.path={pictures}"]
+    if "model=small" in options:
+        given = [option for option in given if not option.startswith("model")]
+    with pytest.raises(ValueError, match=message):
+        do(*given, *options, "runtime.store=never")
+    assert not Path("never").exists()
+
+
+def test_a_data_set_of_the_library_scans_as_its_parquet_does(do, model, parquet, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    files = sorted(map(str, parquet.iterdir()))
+    saved = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    saved.save_to_disk(str(tmp_path / "saved"))
+    one = scores(do(*SCAN, *model, "task=scan", "data=parquet", f"data.path={parquet}"))
+    given = ["task=scan", "data=hf", f"data.path={tmp_path / 'saved'}", "data.storage=files"]
+    other = scores(do(*SCAN, *model, *given))
+    assert len(other) == 160
+    assert set(one["key"]) == set(other["key"])
+    assert set(one["caption"]) == set(other["caption"])
