@@ -33,7 +33,7 @@ def _domain_lines(found: Mapping[str, Any]) -> list[str]:
         f"{found['suspects']:,} of them are suspects. Lift: how many times the usual share of suspects."
     )
     if not found["rows"]:
-        return [about, "", "No domain has more suspects than expected."]
+        return [about, "", "No domain has clearly more suspects than expected."]
     rows = [
         [
             shortened(row["domain"]),
@@ -56,6 +56,9 @@ def _duplicate_lines(found: Mapping[str, Any]) -> list[str]:
     )
     if not found["rows"]:
         return [about]
+    if found["rows"][0]["size"] > found["of"] / 5:
+        about += " The largest group is a crowd: this model embeds different pictures alike. "
+        about += "A higher task.duplicate_cosine separates them."
     rows = [
         [f"{row['size']:,}", f"{row['captions']:,}", shortened("; ".join(row["leading"])), f"{row['rank']:,}"]
         for row in found["rows"][:_SHOWN]

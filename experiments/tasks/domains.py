@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 SHARE, LEAST = 0.01, 50
 """Suspects are this share of the samples, those that rank highest, and at least so many."""
 _FEW = 3  # suspects that a domain must have
+_DEVIATIONS = 3.0  # standard deviations that it must have more than expected, were suspects drawn at random
 _SHOWN, _EXAMPLES = 20, 3
 
 
@@ -29,7 +30,7 @@ def domain_of(url: Any) -> str | None:
 
 
 def domains_of(table: pd.DataFrame) -> dict[str, Any] | None:
-    """Domains with more suspects than expected, those with the largest excess first; None without addresses.
+    """Domains with clearly more suspects than expected, the largest excess first; None without addresses.
 
     table: a row per scored sample: url, rank, key, caption.
     Of each domain: `samples`; `suspects` among them; their `share`; `lift`, how many times the share of all samples
@@ -46,8 +47,13 @@ def domains_of(table: pd.DataFrame) -> dict[str, Any] | None:
         host for host, odd in zip(hosts, suspicious.tolist(), strict=True) if odd and host is not None
     )
     overall = suspicious.sum() / known.sum()
-    excess = {host: count - overall * samples[host] for host, count in suspects.items() if count >= _FEW}
-    chosen = [host for host in sorted(excess, key=lambda host: (-excess[host], host)) if excess[host] > 0][:_SHOWN]
+    expected = {host: overall * samples[host] for host in suspects}
+    unusual = [
+        host
+        for host, count in suspects.items()
+        if count >= _FEW and count - expected[host] >= _DEVIATIONS * np.sqrt(expected[host] * (1 - overall))
+    ]
+    chosen = sorted(unusual, key=lambda host: (expected[host] - suspects[host], host))[:_SHOWN]
     examples: dict[str, list[str]] = {host: [] for host in chosen}
     odd = np.flatnonzero(suspicious)
     for row in odd[np.argsort(rank[odd], kind="stable")].tolist():

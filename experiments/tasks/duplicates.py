@@ -125,7 +125,8 @@ def describe(groups: np.ndarray, captions: Sequence[str], rank: np.ndarray, wher
                 "examples": [where[row] for row in members[np.argsort(rank[members], kind="stable")][:3]],
             }
         )
-    return {"groups": int((sizes > 0).sum()), "samples": int((groups > 0).sum()), "rows": rows}
+    found = {"groups": int((sizes > 0).sum()), "samples": int((groups > 0).sum()), "of": len(groups)}
+    return {**found, "rows": rows}
 
 
 def _merged(n: int, left: np.ndarray, right: np.ndarray) -> np.ndarray:

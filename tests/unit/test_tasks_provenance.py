@@ -64,6 +64,8 @@ def test_domains_are_compared_with_what_all_samples_give():
     assert row["lift"] == pytest.approx(0.4 / 0.05)
     assert row["examples"] == [f"{of_bad[i]}: a cake" for i in range(3)]
     assert domains_of(table.assign(url=None)) is None
+    drawn = np.random.default_rng(0).permutation(1000) + 1
+    assert domains_of(table.assign(rank=drawn))["rows"] == []
 
 
 class Cosines:
@@ -178,12 +180,14 @@ def test_the_summary_has_a_table_of_domains_and_of_duplicates():
     }
     domains = {"suspects": 50, "samples": 900, "domains": 7, "rows": [row]}
     group = {"size": 1798, "captions": 2, "leading": ["the cake (1,797)"], "rank": 5, "examples": ["x"]}
-    duplicates = {"cosine": 0.98, "groups": 4, "samples": 1900, "rows": [group]}
+    duplicates = {"cosine": 0.98, "groups": 4, "samples": 1900, "of": 20_000, "rows": [group]}
     text = "\n".join(sections({"domains": domains, "duplicates": duplicates}))
     assert r"| a\|b.org | 3 of 30 | 10.0% | 12.3 | k: x\x1b |" in text
     assert "| 1,798 | 2 | the cake (1,797) | 5 |" in text
     assert "1,900 samples are near-duplicates of others (cosine from 0.98), in 4 groups." in text
-    assert "No domain has more" in "\n".join(sections({"domains": domains | {"rows": []}}))
+    assert "No domain has clearly more" in "\n".join(sections({"domains": domains | {"rows": []}}))
+    assert "a crowd" not in text
+    assert "a crowd" in "\n".join(sections({"duplicates": duplicates | {"of": 2000}}))
     assert sections({}) == []
 
 
