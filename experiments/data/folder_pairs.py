@@ -84,8 +84,8 @@ class Folders(ClassFolders):
             return ("{}",)
         if not Path(self.captions).is_file():
             raise ValueError(
-                "data.captions must be openai, names or a file of templates, "
-                f"but there is no file {self.captions!r}"
+                "data.captions must be openai, names or a file of templates, but there is no file "
+                f"{self.captions!r}; pictures without captions are data=pictures"
             )
         templates = tuple(_lines(Path(self.captions)))
         wrong = [template for template in templates if template.count("{}") != 1]
