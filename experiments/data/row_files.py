@@ -93,9 +93,9 @@ class RowFiles:
         return self._opened().file(number).rows
 
     def group_bytes(self, number: int) -> list[int]:
-        """What the images of each row group of a file take in memory, as the file says; raises BrokenFile."""
+        """What each row group of a file takes in memory, as the file says; raises BrokenFile."""
         file = self._opened().file(number)
-        return [file.bytes_of(group, [self.image]) for group in range(len(file.starts) - 1)]
+        return [file.bytes_of(group) for group in range(len(file.starts) - 1)]
 
     def keys(self, files: np.ndarray, rows: np.ndarray) -> list[str]:
         """Keys of rows (n,) in the files of the numbers `files` (n,)."""
@@ -124,9 +124,12 @@ class RowFiles:
             done = begin
             try:
                 for batch in file.batches(group, columns, _BLOCK):
+                    batch = batch.slice(0, end - done)
                     cells = {name: _cells(batch.column(name)) for name in columns}
                     yield Block(number, done, len(batch), cells)
                     done += len(batch)
+                if done < end:
+                    yield Block(number, done, end - done, None, "it ends early")
             except read_errors() as error:
                 yield Block(number, done, end - done, None, brief(error))
 
@@ -192,6 +195,8 @@ class _Opened:
                 return column[row - int(file.starts[group])].as_py()
             except UnicodeDecodeError:
                 raise DecodeError("broken file name", "not in UTF-8") from None
+            except IndexError:
+                raise DecodeError("broken row group", "it ends early") from None
             except read_errors() as error:
                 raise DecodeError("broken row group", brief(error)) from None
 

@@ -62,7 +62,7 @@ def count_rows(rows: RowFiles, columns: Sequence[str]) -> tuple[list[int], list[
             continue
         if sizes and max(sizes) > LARGEST_GROUP:
             raise ValueError(
-                f"{path}: row group {sizes.index(max(sizes))} holds {max(sizes):,} bytes of images, more than the "
+                f"{path}: row group {sizes.index(max(sizes))} holds {max(sizes):,} bytes, more than the "
                 f"{LARGEST_GROUP:,} that fit into memory; write the file anew with smaller row groups, such as "
                 "pyarrow.parquet.write_table(..., row_group_size=100)"
             )

@@ -6,6 +6,7 @@ small in the file and large in memory. Arrow files are memory-mapped.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from experiments.data.damage import DecodeError
 
 LARGEST_GROUP = 1 << 30
 """Bytes of images in one row group of Parquet: to read one of its rows means to hold them all."""
+_ROWS = 100_000  # beside one for each byte of the file: more is not believed
 _STEP = 64  # rows of images decoded at a time, so that a group that is too large is found out before it is read
 
 
@@ -32,8 +34,8 @@ class Rows(Protocol):
     def batches(self, group: int, columns: Sequence[str], size: int) -> Iterator[Any]:
         """Up to `size` rows of some columns at a time; a column may be `<column>.<field>` for a part of it."""
 
-    def bytes_of(self, group: int, columns: Sequence[str]) -> int:
-        """What the columns of a row group take in memory, as the file says."""
+    def bytes_of(self, group: int) -> int:
+        """What a row group takes in memory, as the file says."""
 
     def images(self, group: int, column: str) -> tuple[Any, int]:
         """The column of a row group, and the bytes of memory that it takes; raises DecodeError."""
@@ -44,10 +46,12 @@ def open_rows(path: str) -> Rows:
     try:
         with open(path, "rb") as stream:
             first = stream.read(4)
-        if first == b"PAR1":
-            return ParquetRows(path)
-        if first in (b"ARRO", b"\xff\xff\xff\xff"):
-            return ArrowRows(path)
+        kind = {b"PAR1": ParquetRows, b"ARRO": ArrowRows, b"\xff\xff\xff\xff": ArrowRows}.get(first)
+        if kind is not None:
+            rows: Rows = kind(path)
+            for column in rows.schema:  # a UnicodeDecodeError for names that are not in UTF-8
+                _ = column.name, [part.name for part in column.type] if hasattr(column.type, "fields") else []
+            return rows
     except OSError as error:
         raise BrokenFile(error.strerror or brief(error)) from None
     except read_errors() as error:
@@ -64,24 +68,25 @@ class ParquetRows:
         self._file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
         metadata = self._file.metadata
         counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        most = _ROWS + os.path.getsize(path)
+        if min(counts, default=0) < 0 or sum(counts) > most:
+            raise BrokenFile(f"it claims {sum(counts):,} rows in {most - _ROWS:,} bytes")
         self.starts, self.schema = np.cumsum([0, *counts]), self._file.schema_arrow
         self.rows = int(self.starts[-1])
 
     def batches(self, group: int, columns: Sequence[str], size: int) -> Iterator[Any]:
-        size = max(1, min(size, LARGEST_GROUP // max(1, self.bytes_of(group, columns))))
+        size = max(1, min(size, LARGEST_GROUP // max(1, self.bytes_of(group))))
         yield from self._file.iter_batches(size, row_groups=[group], columns=list(columns), use_threads=False)
 
-    def bytes_of(self, group: int, columns: Sequence[str]) -> int:
-        chunks = self._file.metadata.row_group(group)
-        parts = [chunks.column(number) for number in range(chunks.num_columns)]
-        wanted = tuple(f"{name}." for name in columns)
-        return sum(part.total_uncompressed_size for part in parts if f"{part.path_in_schema}.".startswith(wanted))
+    def bytes_of(self, group: int) -> int:
+        # Of all columns: to ask a column for its own ends the process (pyarrow 26) if its statistics are broken.
+        return int(self._file.metadata.row_group(group).total_byte_size)
 
     def images(self, group: int, column: str) -> tuple[Any, int]:
         import pyarrow as pa
 
         parts: list[Any] = []
-        size = self.bytes_of(group, [column])
+        size = self.bytes_of(group)
         if size <= LARGEST_GROUP:  # as far as the file says
             size = 0
             for batch in self.batches(group, [column], _STEP):
@@ -90,7 +95,7 @@ class ParquetRows:
                 if size > LARGEST_GROUP:
                     break
         if size > LARGEST_GROUP:
-            raise DecodeError("row group too large", f"{size:,} bytes of images, more than {LARGEST_GROUP:,}")
+            raise DecodeError("row group too large", f"{size:,} bytes, more than {LARGEST_GROUP:,}")
         return pa.chunked_array(parts), size
 
 
@@ -123,7 +128,7 @@ class ArrowRows:
         for begin in range(0, len(whole), size):
             yield whole.slice(begin, size)
 
-    def bytes_of(self, group: int, columns: Sequence[str]) -> int:
+    def bytes_of(self, group: int) -> int:
         return 0  # it stays in the file
 
     def images(self, group: int, column: str) -> tuple[Any, int]:
