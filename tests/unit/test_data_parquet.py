@@ -320,6 +320,8 @@ def test_what_is_known_of_a_sample_is_kept(tmp_path):
     assert found["width"] == [24, 24, 24, 7, None]
     assert found["height"] == [None, None, None, None, 8]
     assert found["sha256"] == ["ab" * 32] * 3 + [None] * 2
+    ids = open_pairs(tmp_path / "built").ids
+    assert list(data.contents(ids[[4, 0]])) == [picture(1), picture(0)]
 
 
 def test_pictures_alone(folder, tmp_path):
