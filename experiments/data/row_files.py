@@ -24,7 +24,7 @@ from experiments.data.row_columns import is_text
 from experiments.data.row_readers import BrokenFile, Rows, brief, open_rows, read_errors
 from experiments.data.shard_pairs import ChangedShard, file_stamp
 
-KEPT = 256 << 20
+KEPT = 64 << 20
 """Bytes of row groups that a process keeps for the rows that come next; the last one is kept in any case."""
 _OPEN = 32  # files
 _BLOCK = 8192  # rows of other columns
