@@ -7,7 +7,7 @@ small in the file and large in memory. Arrow files are memory-mapped.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,9 +46,14 @@ def open_rows(path: str) -> Rows:
     try:
         with open(path, "rb") as stream:
             first = stream.read(4)
-        kind = {b"PAR1": ParquetRows, b"ARRO": ArrowRows, b"\xff\xff\xff\xff": ArrowRows}.get(first)
+        kinds: dict[bytes, Callable[[str], Rows]] = {
+            b"PAR1": ParquetRows,
+            b"ARRO": ArrowRows,
+            b"\xff\xff\xff\xff": ArrowRows,
+        }
+        kind = kinds.get(first)
         if kind is not None:
-            rows: Rows = kind(path)
+            rows = kind(path)
             for column in rows.schema:  # a UnicodeDecodeError for names that are not in UTF-8
                 _ = column.name, [part.name for part in column.type] if hasattr(column.type, "fields") else []
             return rows
