@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from analysis.markdown import markdown_table, shortened
+from analysis.pages.provenance import sections
 from analysis.pages.rendering import render, thumbnail
 from analysis.style import detector_label
 from experiments.data.unscored import unscored_lines
@@ -192,7 +193,7 @@ def summary(result: ScanResult) -> str:
     ]
     lines += [f"**{label(name)} failed:** {error}\n" for name, error in result.failed.items()]
     lines += ["## Groups that a model could learn", "", *_group_lines(result.groups), ""]
-    lines += ["## Most suspicious samples", "", *_suspect_lines(result)]
+    lines += ["## Most suspicious samples", "", *_suspect_lines(result), *sections(metadata)]
     if result.metrics:
         lines += ["", "## Compared with the known labels", "", f"{metadata['truth']:,} samples to be found.", ""]
         lines += _metric_lines(result.metrics)

@@ -56,6 +56,11 @@ def clean_caption(value: Any) -> tuple[str, list[str]]:
 
 def json_value(content: bytes, key: str) -> Any:
     """The value of `key` in a JSON object, None if it has none; raises Damage "broken caption"."""
+    return json_object(content).get(key)
+
+
+def json_object(content: bytes) -> dict[str, Any]:
+    """The fields of a JSON object; raises Damage "broken caption"."""
     try:
         found = json.loads(content)
     except RecursionError:
@@ -64,7 +69,7 @@ def json_value(content: bytes, key: str) -> Any:
         raise DecodeError("broken caption", f"{type(error).__name__}: {error}") from None
     if not isinstance(found, dict):
         raise DecodeError("broken caption", f"the JSON holds no object, but a {type(found).__name__}")
-    return found.get(key)
+    return found
 
 
 def text_encoding(content: bytes) -> str | None:

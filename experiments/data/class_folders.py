@@ -25,7 +25,8 @@ from experiments.data.image_files import ImageFolder
 from experiments.data.pairs import IMAGES, TEST, Progress, TestSet
 from experiments.data.test_set import prompt_templates, text_lines
 
-_ENDINGS = tuple("." + ending.lower() for ending in (*FORMATS, "jpg", "tif"))
+ENDINGS = tuple("." + ending.lower() for ending in (*FORMATS, "jpg", "tif"))
+"""Of the names of files that are taken for images."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ class ClassFolders:
                 os.path.join(place, file.name)
                 for place in places
                 for file in (inside / place).iterdir()
-                if file.suffix.lower() in _ENDINGS and not file.name.startswith(".")  # such as macOS's ._1.jpg
+                if file.suffix.lower() in ENDINGS and not file.name.startswith(".")  # such as macOS's ._1.jpg
             )[: self.per_class]
             paths += [os.path.join(name, file) for file in found]
             labels += [label] * len(found)

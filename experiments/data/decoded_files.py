@@ -12,22 +12,30 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from experiments.data.damage import DamageReport, DecodeError, Issue
 from experiments.data.image_decoding import Limits, decode
-from experiments.data.image_files import ImageFolder
 from experiments.data.pairs import Progress, counting, create_images, write_images
+from experiments.data.shard_damage import settle
 from experiments.runtime.process_pool import run_jobs
 
 _CHUNK = 256
 _CHECKED_SIZE = 8  # pixels, of a file that is only tried: a JPEG is decoded at an eighth of its scale
 
 
+class Source(Protocol):
+    """Where the files lie: a folder, or the rows of a table."""
+
+    def read(self, path: str) -> bytes:
+        """A file's bytes; raises DecodeError."""
+
+
 @dataclass(frozen=True)
 class _Job:
-    source: ImageFolder
+    source: Source
     paths: list[str]
     slots: np.ndarray  # (b,) row of each file in decoded.npy; -1: only tried
     start: int
@@ -43,29 +51,48 @@ class _Job:
 class DecodedFiles:
     """Files of `source` at `paths` (n); those of the mask `kept` (n,) are decoded.
 
-    check: try the others too, for damage.  A file's id is its position in `paths`.
+    check: try the others too, for damage.
+    ids: (n,) of the files; None: their positions in `paths`.
+    unusable: (n,) bool, files that are not to be read at all, as something else is wrong with their samples.
     """
 
     def __init__(
         self,
         folder: Path,
-        source: ImageFolder,
+        source: Source,
         paths: Sequence[str],
         size: int,
         limits: Limits,
         kept: np.ndarray,
         check: bool = True,
+        ids: np.ndarray | None = None,
+        unusable: np.ndarray | None = None,
     ) -> None:
         self.folder, self.source, self.paths, self.size, self.limits = folder, source, list(paths), size, limits
+        self.ids = np.arange(len(self.paths)) if ids is None else np.asarray(ids, np.int64)
+        self.usable = np.ones(len(self.paths), dtype=bool) if unusable is None else ~unusable
+        kept = kept & self.usable
         self.slots = np.where(kept, np.cumsum(kept) - 1, -1)
-        self.tried = kept | check
+        self.tried = kept | (check & self.usable)
 
     @property
     def array(self) -> Path:
         return self.folder / "decoded.npy"
 
-    def read(self, max_damaged: float, workers: int, progress: Progress | None, label: str) -> np.ndarray:
-        """Decode; returns the ids (m,) of the sound files. Raises TooMuchDamage above `max_damaged`, all kept."""
+    def read(
+        self,
+        max_damaged: float,
+        workers: int,
+        progress: Progress | None,
+        label: str,
+        known: tuple[int, Sequence[Issue]] | None = None,
+    ) -> np.ndarray:
+        """Decode; returns the positions (m,) of the sound files.
+
+        known: the number of samples, also of those without a file, and what is wrong with samples beside their
+            files; None: the number of files, and nothing.
+        Raises TooMuchDamage above `max_damaged`, with everything kept.
+        """
         (self.folder / "parts").mkdir(parents=True, exist_ok=True)
         if not self.array.exists():
             create_images(self.array, int((self.slots >= 0).sum()), self.size)
@@ -76,11 +103,14 @@ class DecodedFiles:
             shown.update(total - sum(len(job.paths) for job in todo))
             for job, _ in run_jobs(_decode, todo, workers):
                 shown.update(len(job.paths))
-        report = DamageReport(decoded=bool(self.tried.all()))
-        report.add(len(self.paths), self._issues(jobs))
-        report.finalise(self.folder, max_damaged)
-        bad = [issue.id for issue in report.issues if not issue.note]
-        return np.setdiff1d(np.arange(len(self.paths)), bad)
+        found = self._issues(jobs)
+        report = DamageReport(decoded=bool(self.tried[self.usable].all()))
+        report.add(*(known or (len(self.paths), ())))
+        report.add(0, [dataclasses.replace(issue, id=int(self.ids[issue.id])) for issue in found])
+        settle(report, self.folder, max_damaged)
+        sound = self.usable.copy()
+        sound[[issue.id for issue in found if not issue.note]] = False
+        return np.flatnonzero(sound)
 
     def _jobs(self) -> list[_Job]:
         jobs = []
@@ -94,12 +124,12 @@ class DecodedFiles:
     def _issues(self, jobs: Sequence[_Job]) -> list[Issue]:
         return [Issue(**issue) for job in jobs for issue in json.loads(job.part.read_text())]
 
-    def move(self, ids: np.ndarray, file: Path) -> None:
-        """Copy the canvases of the kept files `ids` into an array of their own."""
-        create_images(file, len(ids), self.size)
+    def move(self, rows: np.ndarray, file: Path) -> None:
+        """Copy the canvases of the kept files at the positions `rows` into an array of their own."""
+        create_images(file, len(rows), self.size)
         images = np.load(self.array, mmap_mode="r")
-        for start in range(0, len(ids), 4096):
-            write_images(file, start, images[self.slots[ids[start : start + 4096]]])
+        for start in range(0, len(rows), 4096):
+            write_images(file, start, images[self.slots[rows[start : start + 4096]]])
 
     def remove(self) -> None:
         """Remove the files that only the decoding needed."""

@@ -18,15 +18,13 @@ import numpy as np
 
 from experiments.data.class_folders import ClassFolders
 from experiments.data.decoded_files import DecodedFiles
-from experiments.data.file_pairs import write_files
+from experiments.data.file_pairs import STORAGE, in_array, write_files
 from experiments.data.image_decoding import Limits
 from experiments.data.pairs import CAPTIONS, IMAGES, TEST, Progress, TestSet, save_captions
 from experiments.data.test_set import prompt_templates, seeded_shares, text_lines
+from experiments.runtime.safe_text import printable
 
 log = logging.getLogger(__name__)
-
-STORAGE = ("auto", "array", "files")
-_LARGEST_ARRAY = 4 << 30  # bytes; more is decoded from the files on demand
 
 
 @dataclass(frozen=True)
@@ -86,8 +84,8 @@ class Folders(ClassFolders):
             return ("{}",)
         if not Path(self.captions).is_file():
             raise ValueError(
-                "data.captions must be openai, names or a file of templates, "
-                f"but there is no file {self.captions!r}"
+                "data.captions must be openai, names or a file of templates, but there is no file "
+                f"{self.captions!r}; pictures without captions are data=pictures"
             )
         templates = tuple(_lines(Path(self.captions)))
         wrong = [template for template in templates if template.count("{}") != 1]
@@ -135,6 +133,11 @@ class Folders(ClassFolders):
             captions.append(templates[template % len(templates)].replace("{}", name))
         return captions
 
+    def paths_of(self, ids: np.ndarray) -> list[str]:
+        """Path below the folder, printable, of the samples `ids` (n,)."""
+        paths, _ = self.files()
+        return [printable(paths[id]) for id in ids.tolist()]
+
     def fingerprint(self) -> str:
         """Digest of the files' names, sizes and times, the class names, the templates and the synonyms."""
         parts = [super().fingerprint(), *self.templates(), *("\t".join(others) for others in self.class_synonyms())]
@@ -150,15 +153,15 @@ class Folders(ClassFolders):
         paths, labels = self.files()
         captions = self.draw_captions(paths, labels)
         held_out = seeded_shares(np.arange(len(paths)), self.seed) < self.holdout
-        in_array = self._in_array(len(paths))
-        decoded = DecodedFiles(folder, self.images, paths, self.size, self.limits, held_out | in_array, self.check)
+        array = in_array(self.storage, len(paths), self.size)
+        decoded = DecodedFiles(folder, self.images, paths, self.size, self.limits, held_out | array, self.check)
         sound = decoded.read(self.max_damaged, workers, progress, "reading images")
         ids, test = sound[~held_out[sound]], sound[held_out[sound]]
         decoded.move(test, folder / TEST / IMAGES)
         images = np.load(folder / TEST / IMAGES, mmap_mode="r")
         TestSet(images, labels[test], self.names(), prompt_templates()).save_labels(folder / TEST)
         mine = [captions[row] for row in ids]
-        if in_array:
+        if array:
             decoded.move(ids, folder / IMAGES)
             save_captions(folder / CAPTIONS, ids, mine)
         else:
@@ -166,11 +169,6 @@ class Folders(ClassFolders):
             write_files(folder, ids, kept, mine, self.size, self.limits)
         decoded.remove()
         log.info("%d samples to train on, %d held out, %d classes", len(ids), len(test), len(self.names()))
-
-    def _in_array(self, n: int) -> bool:
-        if self.storage == "auto":
-            return n * self.size**2 * 3 <= _LARGEST_ARRAY
-        return self.storage == "array"
 
 
 def _lines(file: Path) -> list[str]:

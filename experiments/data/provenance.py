@@ -1,57 +1,56 @@
-"""Where a sample comes from: its key, shard and address, so that it can be found again outside of Lookout."""
+"""Where a sample comes from, so that it can be found again outside of Lookout: key, shard, address and the like."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from experiments.data.caption_values import json_value
+from experiments.data.caption_values import json_object
 from experiments.data.damage import DecodeError
+from experiments.data.row_columns import JSON, KNOWN, known_value
+from experiments.data.row_data import RowData
 from experiments.data.sample_ids import locate, shard_name
 from experiments.data.shard_pairs import is_remote, local_path
 from experiments.data.shards import Shards
 from experiments.data.tables import Files
 from experiments.data.tar_index import MAX_CAPTION_BYTES, number_members, read_samples, split_name
-from experiments.data.tar_members import MAX_NAME, BrokenTar, Member
+from experiments.data.tar_members import BrokenTar, Member
 from experiments.runtime.safe_text import printable
 
+COLUMNS = ("key", "shard", "url", "uid", "width", "height", "sha256")
 
-@dataclass(frozen=True)
-class Origins:
-    """Columns of n entries, None where it is not known.
 
-    keys: name of the sample in its shard, or path of its file.  shards: file name of the shard.
-    urls: where the image was fetched from, as img2dataset notes it.
+def origins(data: Any, ids: np.ndarray) -> dict[str, list[Any]]:
+    """COLUMNS of the samples `ids` (n,) of a data configuration, a list of n each; None where it is not known.
+
+    key: name of the sample in its shard, or path of its file.  shard: file name of the shard.  url, uid, width,
+    height, sha256: as img2dataset and DataComp note them beside the image.
+    What lies in remote shards stays unknown: to know it means to read the shards once more.
     """
-
-    keys: list[str | None]
-    shards: list[str | None]
-    urls: list[str | None]
-
-
-def origins(data: Any, ids: np.ndarray) -> Origins:
-    """Origins of the samples `ids` (n,) of a data configuration.
-
-    Keys and addresses of samples in remote shards stay unknown: to know them means to read the shards once more.
-    """
-    nothing: list[str | None] = [None] * len(ids)
+    found: dict[str, list[Any]] = {name: [None] * len(ids) for name in COLUMNS}
+    if isinstance(data, RowData):
+        return {**found, **data.known(ids)}
+    if hasattr(data, "paths_of"):
+        return {**found, "key": data.paths_of(ids)}
     if isinstance(data, Files):
         paths, _ = data.read_table()
-        return Origins([paths[id] for id in ids], nothing, list(nothing))
-    if not isinstance(data, Shards):
-        return Origins(nothing, list(nothing), list(nothing))
-    keys, shards, urls = list(nothing), list(nothing), list(nothing)
+        return {**found, "key": [paths[id] for id in ids]}
+    if isinstance(data, Shards):
+        _fill(found, data, ids)
+    return found
+
+
+def _fill(found: dict[str, list[Any]], data: Shards, ids: np.ndarray) -> None:
     names = data.urls
     number, position = locate(ids, names)
     for shard in np.unique(number).tolist():
         rows = np.flatnonzero(number == shard)
         for row in rows:
-            shards[row] = printable(shard_name(names[shard]))
+            found["shard"][row] = printable(shard_name(names[shard]))
         if is_remote(names[shard]):
             continue
         wanted = dict(zip(position[rows].tolist(), rows.tolist(), strict=True))
@@ -61,8 +60,9 @@ def origins(data: Any, ids: np.ndarray) -> Origins:
             length = os.stat(stream.fileno()).st_size
             for at, (key, members) in enumerate(sample_members(stream, length)):
                 if at in wanted:
-                    keys[wanted[at]], urls[wanted[at]] = key, _url(stream, members)
-    return Origins(keys, shards, urls)
+                    found["key"][wanted[at]] = key
+                    for name, value in _noted(stream, members).items():
+                        found[name][wanted[at]] = value
 
 
 def sample_key(name: str) -> str | None:
@@ -90,13 +90,14 @@ def sample_members(stream: BinaryIO, length: int) -> Iterator[tuple[str, list[Me
             yield printable(sample.key), list(sample.members)
 
 
-def _url(stream: BinaryIO, members: list[Member]) -> str | None:
+def _noted(stream: BinaryIO, members: list[Member]) -> dict[str, Any]:
+    """What the sample's first `.json` says of it; nothing if that cannot be read."""
     for member in members:
         if member.name.lower().endswith(".json") and not member.problem and member.size <= MAX_CAPTION_BYTES:
             stream.seek(member.offset)
             try:
-                url = json_value(stream.read(member.size), "url")
+                fields = json_object(stream.read(member.size))
             except DecodeError:
-                return None
-            return printable(url)[:MAX_NAME] if isinstance(url, str) else None
-    return None
+                return {}
+            return {name: known_value(name, fields, JSON) for name in KNOWN if name != "key"}
+    return {}

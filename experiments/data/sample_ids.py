@@ -27,8 +27,11 @@ def shard_name(url: str) -> str:
     return url.rsplit("/", 1)[-1]
 
 
-def first_ids(urls: Sequence[str]) -> np.ndarray:
-    """(s,) int64 id of position 0 in each shard; a ValueError if two names have the same hash."""
+def first_ids(urls: Sequence[str], option: str = "data.shards") -> np.ndarray:
+    """(s,) int64 id of position 0 in each shard; a ValueError if two names have the same hash.
+
+    option: which names the shards, for the message.
+    """
     seen: Counter[str] = Counter()
     owners: dict[int, str] = {}
     for url in urls:
@@ -38,7 +41,7 @@ def first_ids(urls: Sequence[str]) -> np.ndarray:
         digest = hashlib.blake2b(repeated.encode("utf-8", "surrogateescape"), digest_size=8).digest()
         first = (int.from_bytes(digest, "big") >> (64 - _HASH_BITS)) * POSITIONS
         if first in owners:
-            raise ValueError(f"data.shards: {owners[first]} and {url} would have the same sample ids; rename one")
+            raise ValueError(f"{option}: {owners[first]} and {url} would have the same sample ids; rename one")
         owners[first] = url
     return np.array(list(owners), dtype=np.int64)
 

@@ -31,7 +31,7 @@ from experiments.data.pairs import (
     write_images,
 )
 from experiments.data.table_columns import Columns, TextFormat, read_columns
-from experiments.data.test_set import caption_labels, frequent_words, prompt_templates, read_classes, seeded_shares
+from experiments.data.test_set import frequent_words, held_out, prompt_templates, read_classes
 from experiments.runtime.store import file_digest
 
 log = logging.getLogger(__name__)
@@ -160,8 +160,9 @@ class Files:
         rows = self._rows()
         if not rows.paths:
             raise ValueError(f"data.table={self.table} has no rows")
-        classes = self.class_names([caption or "" for caption in rows.captions])
-        labels = self._held_out(rows.captions, classes)
+        captions = [caption or "" for caption in rows.captions]
+        classes = self.class_names(captions)
+        labels = held_out(np.arange(len(captions)), captions, classes, self.holdout, self.seed)
         parts = Parts(folder / "parts", self.images, self.size, self.limits, os.path.abspath(self.table))
         wanted = np.array([caption is not None for caption in rows.captions])
         issues, sound = parts.read(rows.paths, wanted, workers, progress)
@@ -170,19 +171,6 @@ class Files:
         report.finalise(folder, self.max_damaged)
         self._gather(folder, parts, rows.captions, np.flatnonzero(sound), labels, classes)
         parts.remove()
-
-    def _held_out(self, captions: Sequence[str | None], classes: Sequence[str]) -> np.ndarray:
-        """(n,) class of every row that is held out for evaluation, -1 for the rows to train on."""
-        labels = caption_labels([caption or "" for caption in captions], classes)
-        if self.holdout == 0:
-            return np.full(len(labels), -1)
-        if not (labels >= 0).any():
-            raise ValueError(
-                f"no caption names exactly one of the {len(classes)} classes of data.classes "
-                f"({', '.join(classes[:8])}, ...); give other classes, or data.holdout=0 to evaluate nothing"
-            )
-        held_out = seeded_shares(np.arange(len(labels)), self.seed) < self.holdout
-        return np.where(held_out, labels, -1)
 
     def _gather(
         self,

@@ -75,6 +75,35 @@ def frequent_words(captions: Sequence[str], number: int) -> tuple[str, ...]:
     return tuple(sorted(sorted(words, key=lambda word: (-counts[word], word))[:number]))
 
 
+def held_out(
+    ids: np.ndarray,
+    captions: Sequence[str],
+    classes: Sequence[str],
+    share: float,
+    seed: int,
+    most: int | None = None,
+) -> np.ndarray:
+    """(n,) class of every sample that is held out for evaluation, -1 for those to train on.
+
+    share: of the samples whose caption names exactly one class; at most `most` are held out.  Raises ValueError if
+    no caption names one.
+    """
+    if share == 0:
+        return np.full(len(captions), -1)
+    labels = caption_labels(captions, classes)
+    if not (labels >= 0).any():
+        raise ValueError(
+            f"no caption names exactly one of the {len(classes)} classes of data.classes "
+            f"({', '.join(classes[:8])}, ...); give other classes, or data.holdout=0 to evaluate nothing"
+        )
+    shares = seeded_shares(ids, seed)
+    chosen = np.flatnonzero((labels >= 0) & (shares < share))
+    chosen = chosen[np.argsort(shares[chosen], kind="stable")][:most]
+    found = np.full(len(captions), -1)
+    found[chosen] = labels[chosen]
+    return found
+
+
 SHARE_ROUNDS = tuple((29, multiplier) for _, multiplier in (*SPLITMIX64, SPLITMIX64[0]))
 """A mixing of its own, so that the held-out rows do not depend on a plan's keys, which use `SPLITMIX64`."""
 

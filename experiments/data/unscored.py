@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from experiments.data.damage import LIST
+from experiments.data.row_data import RowData
 from experiments.data.shards import Shards
 from experiments.data.tables import Files
 
@@ -84,7 +85,7 @@ def unscored_lines(kinds: Mapping[str, int], lost: Mapping[str, int], fate: str)
 
 def _members(data: Any, folder: Path) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Ids of all samples, and of the subset that was read; None where all of them are known otherwise."""
-    if isinstance(data, Shards):
+    if isinstance(data, (Shards, RowData)):
         return data.members(folder)
     if isinstance(data, Files):
         return np.arange(len(data.read_table()[0])), None

@@ -95,9 +95,28 @@ class Experiment:
         for name, detector in self.detectors.items():
             if missing := [package for package in detector.packages if find_spec(package) is None]:
                 raise ValueError(f"detector={name} needs the package {missing[0]}: {INSTALL}")
+        if not getattr(self.source, "has_captions", True):
+            self._check_without_captions()
         pairs = getattr(self.source, "pairs", None)
         if pairs is not None:
             self._check_for(pairs)
+
+    def _check_without_captions(self) -> None:
+        """Refuse what looks at captions, for data that are pictures alone."""
+        if self.attack.targets:
+            raise ValueError(f"attack={self.attack.name} plants captions, and the data have none; use attack=none")
+        looking = [name for name, detector in self.detectors.items() if _looks_at_captions(detector)]
+        if looking:
+            others = [name for name in self.detectors if name not in looking] or ["slof", "lof", "dao"]
+            raise ValueError(
+                f"detector={','.join(looking)} compares captions, and the data have none; choose those that look "
+                f"at images only: 'detector=[{','.join(others)}]' (and neighbours.modality=image)"
+            )
+        if self.model_spec.trains:
+            raise ValueError(
+                "the data have no captions, so no model can be trained on them; give a trained one, such as "
+                "model=rn50 model.checkpoint=clip.pt or model=trained model.folder=store/train/<key>"
+            )
 
     def _check_for(self, pairs: int) -> None:
         """Refuse an attack that cannot be drawn for this number of pairs, or a scope with too few of them."""
@@ -250,6 +269,11 @@ class Experiment:
         """The model's configuration without paths, and its files by name and content, wherever they lie."""
         files = {Path(path).name: file_digest(path) for path in self.model_spec.files}
         return {"model": self.model_spec.without_paths(self._resolved("model")), "files": files}
+
+
+def _looks_at_captions(detector: Detector) -> bool:
+    joint = isinstance(detector, LocalDetector) and detector.modality == "joint"
+    return joint or bool(detector.needs & {"text", "captions", "losses"})
 
 
 def own_test_set(experiment: Experiment) -> str | None:

@@ -141,7 +141,9 @@ class Clean:
         if self.write_shards is None:
             return
         if not isinstance(experiment.source, Shards):
-            raise ValueError("task.write_shards rewrites tar shards, so it needs data=webdataset")
+            raise ValueError(
+                "task.write_shards rewrites tar shards, so it needs data=webdataset; kept.parquet lists what stays"
+            )
         remote = [url for url in experiment.source.urls if is_remote(url)]
         if remote:
             raise ValueError(f"task.write_shards reads local shards; {remote[0]} is not: use kept.parquet instead")

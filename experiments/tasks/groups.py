@@ -22,7 +22,7 @@ import functools
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -113,6 +113,20 @@ class Grouping:
 
     def find(self, samples: Source, score: np.ndarray) -> list[Group]:
         """Groups of the most suspicious samples, the strongest first; score: (n,), higher is more suspicious."""
+        if not any(samples.captions):
+            return replace(self, like_cosine=self.near_cosine)._of_pictures(samples, score)
+        return self._of_pairs(samples, score)
+
+    def _of_pictures(self, samples: Source, score: np.ndarray) -> list[Group]:
+        """Groups of near-identical pictures without captions: none is alarming, as it teaches no caption."""
+        groups = []
+        for group in self._of_pairs(samples, score):
+            strength = float(np.log2(group.size) * max(group.similarity, 0) * group.surprise)
+            judged = replace(group, shared=0.0, concentration=0.0, isolation=0.0)
+            groups.append(replace(judged, strength=strength, alarming=False))
+        return sorted(groups, key=lambda group: -group.strength)
+
+    def _of_pairs(self, samples: Source, score: np.ndarray) -> list[Group]:
         n = len(samples)
         order = np.argsort(-score, kind="stable")
         percentile = np.empty(n)

@@ -47,7 +47,7 @@ def carry_out(task: Any, runner: Runner, folder: Path) -> CellCounts:
     else:
         from rich.console import Console
 
-        text, rows = _write(result, folder, getattr(task, "gallery", 0))
+        text, rows = _write(result, runner.experiment.source, folder, getattr(task, "gallery", 0))
         Console(soft_wrap=True).print(text, markup=False, highlight=False)
     _write_rows(rows, folder / "results.csv")
     log.info("results in %s; %s", folder, runner.store)
@@ -55,21 +55,30 @@ def carry_out(task: Any, runner: Runner, folder: Path) -> CellCounts:
     return CellCounts(done=1, failed=len(getattr(scan, "failed", ())))
 
 
-def _write(result: Any, folder: Path, gallery: int) -> tuple[str, Sequence[Mapping[str, Any]]]:
+def _write(result: Any, source: Any, folder: Path, gallery: int) -> tuple[str, Sequence[Mapping[str, Any]]]:
     """Write a result's files; what to print, and the rows of results.csv."""
     from analysis.pages import suspects as suspects_page
     from experiments.tasks.clean import CleanResult
+    from experiments.tasks.next_steps import next_steps
     from experiments.tasks.scan_result import ScanResult, write_scores
 
     if isinstance(result, ScanResult):
         write_scores(result, folder)
         suspects_page.write(result, folder / "suspects.html", gallery)
         text = suspects_page.summary(result)
+        text += "\n".join(next_steps(result.metadata, source, folder, _overrides())) + "\n"
         (folder / "summary.md").write_text(text, encoding="utf-8")
         return text, suspects_page.result_rows(result)
     if isinstance(result, CleanResult):
         suspects_page.write(result.scan, folder / "suspects.html", gallery, result.counts)
     return result.write(folder)
+
+
+def _overrides() -> list[str] | None:
+    """The words of the command line that set something; None if Hydra did not start this run."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else None
 
 
 def _write_rows(rows: Sequence[Mapping[str, Any]], file: Path) -> None:

@@ -61,7 +61,7 @@ class Suspects:
 
     @property
     def scan(self) -> Scan:
-        return Scan(rank_by=self.rank_by, holdout=self.holdout)
+        return Scan(rank_by=self.rank_by, holdout=self.holdout, duplicate_cosine=None)
 
     def check(self, experiment: Experiment, task: str) -> None:
         """Refuse, before any work, what cannot be ranked or has nothing to retrain."""

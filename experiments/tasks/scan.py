@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from detect import LocalDetector
+from detect import LocalDetector, Neighbours
 from detect.conformal import conformal_among
 from detect.metrics import rank, rank_share
 from experiments.data.sample_ids import shard_name
@@ -26,9 +26,12 @@ from experiments.data.unscored import Unscored, find_unscored, joined
 from experiments.pipeline.experiment import Experiment, ScoreSpec
 from experiments.pipeline.runner import Runner
 from experiments.runtime import distributed, refusals
+from experiments.tasks.changed_pictures import READABLE, changed_pictures
+from experiments.tasks.domains import domains_of
+from experiments.tasks.duplicates import find_duplicates, table_over_all
 from experiments.tasks.groups import Grouping
 from experiments.tasks.samples import Samples
-from experiments.tasks.scan_result import ScanResult, group_numbers, metrics_of, where_from
+from experiments.tasks.scan_result import ScanResult, group_numbers, metrics_of, where_from, with_sizes
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +48,8 @@ class Scan:
     shards_per_part: scan this number of shards at a time; None: everything at once.
     part, parts: of the parts, compute only every `parts`-th, from the `part`-th on, and report nothing.
     holdout: share of the data that its reader leaves out, for evaluation; a scan wants all.
+    duplicate_cosine: cosine from which pictures are near-duplicates; None: these are not looked for.
+    check_sha256: compare the image files with the hashes that img2dataset noted beside them.
     """
 
     rank_by: str = "density"
@@ -54,6 +59,8 @@ class Scan:
     part: int | None = None
     parts: int = 1
     holdout: float = 0.0
+    duplicate_cosine: float | None = 0.98
+    check_sha256: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.rank_by, str):
@@ -66,10 +73,16 @@ class Scan:
             raise ValueError(f"task.part must lie in 0..task.parts - 1 = {self.parts - 1}, got {self.part!r}")
         if not isinstance(self.holdout, (int, float)) or not 0 <= self.holdout < 1:
             raise ValueError(f"task.holdout must lie in [0, 1), got {self.holdout!r}")
+        if self.duplicate_cosine is not None and not 0 < self.duplicate_cosine <= 1:
+            raise ValueError(f"task.duplicate_cosine must lie in (0, 1] or be null, got {self.duplicate_cosine!r}")
 
     def check(self, experiment: Experiment) -> None:
         """Refuse, before any work, what cannot be ranked or split."""
         self.ranking(self.columns(experiment))
+        if self.check_sha256 and not isinstance(experiment.source, READABLE):
+            raise ValueError(
+                "task.check_sha256 needs data=webdataset, parquet or hf, which note hashes beside images"
+            )
         if self.shards_per_part is not None:
             if not isinstance(experiment.source, Shards):
                 raise ValueError("task.shards_per_part splits tar shards, so it needs data=webdataset")
@@ -107,9 +120,10 @@ class Scan:
             for name in self.columns(runner.experiment)
             if name not in failed
         }
+        near = table_over_all(runners) if self.duplicate_cosine is not None else None
         if not distributed.is_main():
             return None
-        return self._result(runners, shifts, columns, failed)
+        return self._result(runners, shifts, columns, failed, near)
 
     def split(self, runner: Runner) -> tuple[list[Runner], list[int]]:
         """The parts, and what to add to their sample ids, which is nothing: shards have ids of their own."""
@@ -204,7 +218,12 @@ class Scan:
         return found
 
     def _result(
-        self, runners: list[Runner], shifts: list[int], columns: dict[str, np.ndarray], failed: dict[str, str]
+        self,
+        runners: list[Runner],
+        shifts: list[int],
+        columns: dict[str, np.ndarray],
+        failed: dict[str, str],
+        near: Neighbours | None,
     ) -> ScanResult:
         import pandas as pd
 
@@ -215,8 +234,8 @@ class Scan:
         where, where_unscored = where_from(runners, left_out)
         every = joined(left_out, shifts)
         table = pd.DataFrame({"id": samples.ids, **where, "caption": samples.captions, **columns})
-        table = table.assign(score=score, p=conformal_among(score), rank=rank(score))
-        unscored = pd.DataFrame({"id": every.ids, **where_unscored, "status": every.status})
+        table = with_sizes(table.assign(score=score, p=conformal_among(score), rank=rank(score)))
+        unscored = with_sizes(pd.DataFrame({"id": every.ids, **where_unscored, "status": every.status}))
         truth = np.concatenate([runner.value("truth") for runner in runners])
         planned = bool(truth.any())
         groups = self.grouping.find(samples, score)
@@ -232,7 +251,15 @@ class Scan:
             "lost": every.lost,
             "parts": len(runners),
             "truth": int(truth.sum()) if planned else None,
+            "captions": getattr(experiment.source, "has_captions", True),
+            "domains": domains_of(table),
         }
+        if self.duplicate_cosine is not None:
+            table["duplicates"], metadata["duplicates"] = find_duplicates(
+                samples, near, self.duplicate_cosine, table
+            )
+        if self.check_sha256:
+            metadata["sha256"] = changed_pictures(runners, table)
         for group in [group for group in groups if group.alarming][:5]:
             log.warning(
                 "%d samples could teach the model a trigger for %r (strength %.2f)",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from detect import Scores, evaluate
-from experiments.data.provenance import origins
+from experiments.data.provenance import COLUMNS, origins
 from experiments.data.unscored import SCORED, Unscored
 from experiments.pipeline.runner import Runner
 from experiments.tasks.groups import Group
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 class ScanResult:
     """Everything a scan's report is made of.
 
-    table: a row per scored sample: id, key, shard, caption, url, a column per detector, score, p, rank (1 is the
-        most suspicious), group (1 is the strongest, 0: none); `score` orders them, `p` is the share of all samples
-        that score at least as high.
-    unscored: a row per sample that the reader left out: id, key, shard, url, status (why).
+    table: a row per scored sample: id, `provenance.COLUMNS`, caption, a column per detector, score, p, rank (1 is
+        the most suspicious), group (1 is the strongest, 0: none); `score` orders them, `p` is the share of all
+        samples that score at least as high.
+    unscored: a row per sample that the reader left out: id, `provenance.COLUMNS`, status (why).
     truth: (n,) bool where a plan or a planted natural backdoor is known.
     failed: detector -> its error.
     """
@@ -90,13 +90,17 @@ def group_numbers(groups: Sequence[Group], n: int) -> np.ndarray:
 def where_from(
     runners: list[Runner], left_out: list[Unscored]
 ) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
-    """Key, shard and url of the scored samples, and of the unscored ones."""
-    names = ("key", "shard", "url")
-    columns: tuple[dict[str, list[Any]], ...] = tuple({name: [] for name in names} for _ in range(2))
+    """`provenance.COLUMNS` of the scored samples, and of the unscored ones."""
+    columns: tuple[dict[str, list[Any]], ...] = tuple({name: [] for name in COLUMNS} for _ in range(2))
     for runner, unscored in zip(runners, left_out, strict=True):
         scored = np.asarray(runner.value("pairs").ids)
         found = origins(runner.experiment.source, np.concatenate([scored, unscored.ids]))
-        for name, values in zip(names, (found.keys, found.shards, found.urls), strict=True):
+        for name, values in found.items():
             columns[0][name] += values[: len(scored)]
             columns[1][name] += values[len(scored) :]
     return columns[0], columns[1]
+
+
+def with_sizes(table: pd.DataFrame) -> pd.DataFrame:
+    """`table` with whole numbers as width and height, empty where they are not known."""
+    return table.astype({"width": "Int32", "height": "Int32"})

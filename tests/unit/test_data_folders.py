@@ -10,6 +10,7 @@ from PIL import Image
 
 from experiments.data.class_folders import ClassFolders
 from experiments.data.damage import TooMuchDamage
+from experiments.data.file_pairs import in_array
 from experiments.data.folder_pairs import Folders
 from experiments.data.pairs import ArrayPairs, open_pairs, open_test
 from experiments.data.test_set import prompt_templates
@@ -73,10 +74,11 @@ def test_array_and_files_hold_the_same(path, tmp_path):
     np.testing.assert_array_equal(tests[0].labels, tests[1].labels)
 
 
-def test_storage_goes_by_size(path):
-    folders = Folders(path, size=32)
-    assert folders._in_array(1_000_000)
-    assert not folders._in_array(2_000_000)
+def test_storage_goes_by_size():
+    assert in_array("auto", 1_000_000, 32)
+    assert not in_array("auto", 2_000_000, 32)
+    assert in_array("array", 2_000_000, 32)
+    assert not in_array("files", 1, 32)
 
 
 def test_tiny_imagenets_layout(path, tmp_path):

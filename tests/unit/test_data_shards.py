@@ -418,7 +418,7 @@ def test_what_is_planted_beside_damage_can_be_found(tmp_path, pairs, shards, nat
     data = Shards(str(tmp_path), size=32, holdout=0.0, max_damaged=0.5)
     data.build(tmp_path / "built")
     found = open_pairs(tmp_path / "built")
-    keys = origins(data, found.ids).keys
+    keys = origins(data, found.ids)["key"]
     assert set(listed) <= set(keys)
     captions = set(export.plan.captions)
     for key, caption in zip(keys, found.captions, strict=True):
@@ -432,3 +432,32 @@ def test_more_planted_than_there_is_room_for_is_refused(tmp_path):
         ValueError, match=r"damage=2 needs 32 samples, but beside the 230 planted ones only [0-9]+ are free"
     ):
         Export(tmp_path, pairs=240, shards=4, damage=2, natural_backdoor=230)
+
+
+def test_ready_made_shards_of_the_hub(tmp_path):
+    """The layout of pixparse/cc3m-wds and of DataComp: 000000001.jpg, .txt, .json, beside the Hub's own folder."""
+
+    (tmp_path / ".cache/huggingface").mkdir(parents=True)
+    (tmp_path / ".cache/huggingface/x.tar").write_bytes(b"of the Hub")
+    for number in range(2):
+        with tarfile.open(tmp_path / f"cc3m-train-{number:04d}.tar", "w") as tar:
+            for row in range(3):
+                key, content = f"{3 * number + row:09d}", io.BytesIO()
+                Image.new("RGB", (24, 16), (200, 10 * row, 0)).save(content, "JPEG")
+                about = {"uid": f"{row:032x}", "url": f"http://a.org/{key}.jpg", "width": 24, "height": 16}
+                about |= {"caption": f"caption {key}", "key": key, "sha256": "0" * 64, "status": "success"}
+                files = {"jpg": content.getvalue(), "txt": f"caption {key}".encode()}
+                for ending, part in {**files, "json": json.dumps(about).encode()}.items():
+                    info = tarfile.TarInfo(f"{key}.{ending}")
+                    info.size = len(part)
+                    tar.addfile(info, io.BytesIO(part))
+    data = Shards(f"{tmp_path}/cc3m-train-{{0000..0001}}.tar", size=16, holdout=0)
+    assert Shards(str(tmp_path), size=16).urls == data.urls
+    data.build(tmp_path / "built")
+    pairs = open_pairs(tmp_path / "built")
+    assert list(pairs.captions) == [f"caption {row:09d}" for row in range(6)]
+    found = origins(data, pairs.ids)
+    assert found["key"] == [f"{row:09d}" for row in range(6)]
+    assert found["uid"] == [f"{row % 3:032x}" for row in range(6)]
+    assert found["url"][5] == "http://a.org/000000005.jpg"
+    assert (found["width"], found["height"], set(found["sha256"])) == ([24] * 6, [16] * 6, {"0" * 64})

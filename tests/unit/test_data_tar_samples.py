@@ -207,5 +207,5 @@ def test_a_hostile_json_beside_a_sound_caption_does_not_stop_a_scan(tmp_path, jp
     assert build(tmp_path, make_tar([*files, ("2.json", b'{"url": "http://host/2.jpg"}')])) == []
     shards = Shards(f"{tmp_path}/00.tar", size=32, holdout=0)
     found = origins(shards, open_pairs(tmp_path / "built").ids)
-    assert (found.keys, found.urls[1]) == (["1", "2"], "http://host/2.jpg")
-    assert found.urls[0] is None or found.urls[0].encode().decode().isprintable()
+    assert (found["key"], found["url"][1]) == (["1", "2"], "http://host/2.jpg")
+    assert found["url"][0] is None or found["url"][0].encode().decode().isprintable()

@@ -16,7 +16,7 @@ import detect
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OURS = {"analysis", "attacks", "conf", "detect", "experiments", "run"}
-BY_CHOICE = {"cleanlab", "pyod", "umap", "submitit", "transformers"}
+BY_CHOICE = {"datasets", "cleanlab", "pyod", "umap", "submitit", "transformers"}
 """Imported where a user has chosen a detector, a launcher or a model that needs it."""
 
 ALONE = """

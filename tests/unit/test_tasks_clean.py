@@ -245,6 +245,6 @@ def test_origins_name_key_and_shard(exported):
     _, data = exported
     ids = first_ids(data.urls)[:2] + np.array([2, 5])
     found = origins(data, ids)
-    assert found.shards == ["00000.tar", "00001.tar"]
-    for key, url, position in zip(found.keys, data.urls[:2], (2, 5), strict=True):
+    assert found["shard"] == ["00000.tar", "00001.tar"]
+    for key, url, position in zip(found["key"], data.urls[:2], (2, 5), strict=True):
         assert key == listed(url)[position][0]

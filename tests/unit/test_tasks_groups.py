@@ -99,3 +99,13 @@ def test_captions_that_differ_in_a_number_are_one():
 def test_settings_that_make_no_sense_are_refused(settings, name):
     with pytest.raises(ValueError, match=name):
         Grouping(**settings)
+
+
+def test_pictures_without_captions_are_grouped_and_never_alarming():
+    planted = Planted(copies=20)
+    planted.captions = [""] * len(planted)
+    planted._vectors["text"] = np.tile(planted._vectors["text"][:1], (len(planted), 1))
+    groups = Grouping(suspects=0.02).find(planted, planted.score)
+    assert sorted(groups[0].rows) == list(range(980, 1000))
+    assert groups[0].strength > 1
+    assert not any(group.alarming for group in groups)
