@@ -1,8 +1,8 @@
 """What a person has decided about samples: *poison*, *fine* or *unsure*, as the suspects page writes them to a CSV.
 
 A decision wins over a threshold: *poison* is removed and *fine* is kept, wherever they rank. *Unsure* follows the
-threshold. Samples are named by `id`, or by `key` (with `shard`, if there are several of a key). What is named
-twice over, such as the key beside the id, must agree, so that a file of other data is refused.
+threshold. Samples are named by `id`, or by `key` (with `shard`, if there are several of a key). A key or shard
+beside the id must be the sample's, so that a file of other data is refused; it may be empty.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Decisions:
         rows = self._places(samples)
         for name in [name for name in self._named() if name not in self.on]:
             has = _texts(samples.iloc[rows], name)
-            differs = (has != self.rows[name]).to_numpy()
+            differs = ((has != self.rows[name]) & (self.rows[name] != "")).to_numpy()
             at = int(differs.argmax())
             what = f"has the {name} {printable(has[at])!r}, not {printable(self.rows[name][at])!r}"
             self._refuse(differs, what, OTHER_DATA)

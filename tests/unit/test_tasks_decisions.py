@@ -45,7 +45,7 @@ def test_poison_goes_and_fine_stays_wherever_they_rank(fates, decided):
         f'{FIRST + 1},a.tar,1,fine,"a logo, seen"',
         f"{FIRST + 2},a.tar,2,unsure,",
         f"{FIRST + 6},b.tar,1,poison,'=patch",
-        f"{FIRST + 7},b.tar,2,Fine,",
+        f"{FIRST + 7},,,Fine,",
         f"{FIRST + 4},a.tar,4,unsure,",
         f"{FIRST + 3},a.tar,3,poison,",
     )
@@ -92,13 +92,11 @@ def test_a_key_alone_will_do_where_it_is_of_one_sample(fates, decided):
         ([f"{FIRST},a.tar,1,poison,"], r"has the key '0', not '1'; was it decided on other data\?"),
         ([f"{FIRST},b.tar,0,poison,"], r"has the shard 'a\.tar', not 'b\.tar'"),
         ([f"{FIRST + 8},b.tar,3,poison,"], r"names 1 samples as poison that task\.remove\.reference names"),
-        ([f"{FIRST + row},,,poison," for row in range(8)], None),
+        ([f"{FIRST},,1,poison,"], r"has the key '0', not '1'"),
         ([], "holds no decision"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_in_one_line(fates, decided, lines, message):
-    if message is None:  # an id with an empty shard and key: they are named, and differ
-        message = "has the shard 'a.tar', not ''"
     with pytest.raises(ValueError, match=message) as refused:
         decided(*lines).overrule(fates)
     assert "\n" not in str(refused.value)
