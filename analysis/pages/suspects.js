@@ -118,6 +118,7 @@ function show(row) {
     make("div", {className: "row"}, card(row, "suspect", ""), ...neighbours), table);
   if (!near.length) $("panel").append(make("p", {}, "Neighbours were stored for the first suspects only."));
   document.body.classList.add("paneled");
+  current?.scrollIntoView({block: "nearest"});
 }
 function hide() { $("panel").replaceChildren(); shown = null; document.body.classList.remove("paneled"); current?.focus(); }
 
@@ -200,7 +201,7 @@ function focus(box) {
   box.tabIndex = 0;
   box.focus({preventScroll: true});
   box.scrollIntoView({block: "nearest"});
-  if (shown !== null && box.row !== undefined && box.row !== shown && !$("panel").contains(box)) { show(box.row); box.scrollIntoView({block: "nearest"}); }
+  if (shown !== null && box.row !== undefined && box.row !== shown && !$("panel").contains(box)) show(box.row);
 }
 const items = () => [...document.querySelectorAll("main .item")].filter(box => box.checkVisibility());
 /** Move by so many items; from within a group's strip to its neighbours there. */

@@ -226,8 +226,8 @@ def summary(result: ScanResult) -> str:
         + (" + ".join(label(name) for name in result.ranked_by))
         + (" (mean rank)." if len(result.ranked_by) > 1 else "."),
         "",
-        "scores.parquet: every sample with its scores; suspects.html: decide there, then run the same settings with "
-        "task=clean task.decisions=decisions.csv.",
+        "scores.parquet: every sample with its scores; suspects.html: decide there, then run the same settings "
+        "with task=clean task.decisions=decisions.csv.",
         *unscored_lines(metadata["unscored"], metadata["lost"], "not scanned"),
         "",
     ]
