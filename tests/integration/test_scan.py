@@ -15,6 +15,7 @@ from browser_example import Browser, needs_browser
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
+from analysis.__main__ import main as analysis
 from experiments.data.damage import TooMuchDamage
 from experiments.data.shapes.export import LEFT_OUT, Export
 from experiments.pipeline import config as schema
@@ -219,6 +220,9 @@ def test_what_is_decided_on_the_page_is_cleaned_away_and_scans_again(do, shards,
     cleaning.append(f"task.write_shards={new}")
     cleaned = do(*cleaning)
     assert pd.read_parquet(cleaned / "removed.parquet")["key"].tolist() == [first[0], first[3]]
+    for form, file in (("embedding-atlas", "atlas.parquet"), ("fiftyone", "fiftyone/labels.json")):
+        assert analysis(["export", str(cleaned), "--to", form, "--out", str(tmp_path)]) == 0
+        assert (tmp_path / file).exists()
     report = json.loads((new / "cleaned.json").read_text())
     assert report["decisions"] == {"fine": 1, "poison": 2, "unsure": 1}
     assert (report["removed"], report["kept"] + report["removed"]) == (2, len(before) - len(LEFT_OUT))
