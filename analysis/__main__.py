@@ -5,6 +5,8 @@ table    the main table on the screen, and as CSV, Markdown and LaTeX, with the 
 figures  every figure whose cells exist, as PNG and PDF
 report   one self-contained HTML page
 paper    all of these
+
+`python -m analysis export --help`: what a scan or a clean has found, in the forms of other tools.
 """
 
 from __future__ import annotations
@@ -28,6 +30,11 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry of `python -m analysis`; returns the exit status."""
     replace_unprintable()
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] == ["export"]:
+        from analysis import export
+
+        return export.main(arguments[1:])
     parser = _parser()
     options = parser.parse_args(arguments)
     cache = OutputCache(options.out)

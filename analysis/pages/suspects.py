@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,7 +11,7 @@ import numpy as np
 
 from analysis.markdown import markdown_table, shortened
 from analysis.pages.provenance import sections
-from analysis.pages.rendering import render, thumbnail
+from analysis.pages.rendering import PER_CHUNK, render, thumbnail
 from analysis.style import detector_label
 from experiments.data.unscored import unscored_lines
 
@@ -109,21 +110,44 @@ def write(result: ScanResult, path: Path, gallery: int = 120, cleaned: Mapping[s
         {int(row) for rows in (order, *members) for row in rows}
         | {row for found in near.values() for row, _ in found}
     )
+    pictures, samples = _samples(result, wanted, len(order))
     data = {
+        "scan": identity(result.table),
         "metadata": result.metadata,
         "cleaned": cleaned,
         "ranked_by": [label(name) for name in result.ranked_by],
         "detectors": [{"name": name, "label": label(name)} for name in result.detectors],
         "order": order,
         "near": near,
-        "samples": _samples(result, wanted),
+        "samples": samples,
+        "pictures_per_block": PER_CHUNK,
         "groups": [_group(group, rows) for group, rows in zip(groups, members, strict=True)],
+        "members": _members(result.table, groups, set(wanted)),
         "histogram": _histogram(result),
         "metrics": result.metrics,
         "failed": result.failed,
     }
-    render("suspects.html", data, path)
+    render(
+        "suspects.html",
+        data,
+        path,
+        ("page.css", "suspects.css"),
+        ("marks.js", "suspects.js", "origins.js"),
+        pictures=pictures,
+    )
     return path
+
+
+def identity(table: pd.DataFrame) -> str:
+    """Digest of the scanned samples (id, shard, key, caption), which the page keeps decisions under.
+
+    A scan of the same samples with other detectors or another model has the same, and so shows the decisions.
+    """
+    digest = hashlib.sha256(table["id"].to_numpy("<i8").tobytes())
+    for name in ("shard", "key", "caption"):
+        for text in table[name]:
+            digest.update(str(text or "").encode("utf-8", "surrogatepass") + b"\0")
+    return digest.hexdigest()[:32]
 
 
 def label(column: str) -> str:
@@ -132,27 +156,48 @@ def label(column: str) -> str:
     return detector_label(name) + (" (raw)" if name != column else "")
 
 
-def _samples(result: ScanResult, rows: list[int]) -> dict[str, Any]:
+def _samples(result: ScanResult, rows: list[int], most: int) -> tuple[list[str], dict[str, Any]]:
+    """Pictures as data URLs, and what the page shows of each row; `high`: the detectors whose `most` highest scores
+    hold its score.
+    """
     table = result.table
+    named = [name for name in ("key", "shard", "url", "domain", "caption", "rank", "group") if name in table]
+    high = np.array([np.partition(table[name], -most)[-most] for name in result.detectors])
     samples: dict[str, Any] = {}
+    pictures: list[str] = []
     for begin in range(0, len(rows), 256):
         part = rows[begin : begin + 256]
         records = table.iloc[part].to_dict("records")
         for row, record, image in zip(part, records, result.samples.images(np.asarray(part)), strict=True):
+            scores = [record[name] for name in result.detectors]
             samples[str(row)] = {
                 "id": str(record["id"]),  # of up to 63 bits, which JavaScript's numbers do not hold
-                **{name: record[name] for name in ("key", "shard", "url", "caption", "rank")},
+                **{name: record[name] for name in named},
                 "score": float(f"{record['score']:.4g}"),
                 "p": float(f"{record['p']:.2g}"),
-                "scores": [float(f"{record[name]:.4g}") for name in result.detectors],
+                "scores": [float(f"{score:.4g}") for score in scores],
+                "high": [
+                    place for place, (score, low) in enumerate(zip(scores, high, strict=True)) if score >= low
+                ],
                 "truth": None if result.truth is None else bool(result.truth[row]),
-                "image": thumbnail(image),
+                "picture": len(pictures),
             }
-    return samples
+            pictures.append(thumbnail(image))
+    return pictures, samples
 
 
 def _group(group: Group, rows: np.ndarray) -> dict[str, Any]:
-    return {name: getattr(group, name) for name in OF_GROUP} | {"rows": rows}
+    return {name: getattr(group, name) for name in OF_GROUP} | {"rows": rows, "members": group.rows}
+
+
+def _members(table: pd.DataFrame, groups: Sequence[Group], shown: set[int]) -> dict[str, list[str]]:
+    """Row -> id, shard and key of the groups' samples that are not shown, so that they can be decided about too."""
+    rows = sorted({int(row) for group in groups for row in group.rows} - shown)
+    part = table.iloc[rows][["id", "shard", "key"]]
+    return {
+        str(row): ["" if text is None else str(text) for text in names]
+        for row, names in zip(rows, part.itertuples(index=False), strict=True)
+    }
 
 
 def _histogram(result: ScanResult) -> dict[str, Any]:
@@ -187,7 +232,8 @@ def summary(result: ScanResult) -> str:
         + (" + ".join(label(name) for name in result.ranked_by))
         + (" (mean rank)." if len(result.ranked_by) > 1 else "."),
         "",
-        "scores.parquet: every sample with its scores; suspects.html: the gallery.",
+        "scores.parquet: every sample with its scores; suspects.html: decide there, then run the same settings "
+        "with task=clean task.decisions=decisions.csv.",
         *unscored_lines(metadata["unscored"], metadata["lost"], "not scanned"),
         "",
     ]

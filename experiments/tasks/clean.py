@@ -1,5 +1,6 @@
 """`task=clean`: scan, then list the samples to keep, and write shards without the suspects if asked to.
 
+Suspects lie beyond a threshold, or were decided to be poison by a person, whose decisions win over the threshold.
 What leaves was scored: a sample that the reader left out is dropped, unless `task.unscored=keep`. Originals are
 never touched: new shards go to a folder of their own (`experiments.data.cleaned_folder`), and are counted again.
 """
@@ -21,6 +22,7 @@ from experiments.data.unscored import SCORED, unscored_lines
 from experiments.pipeline.experiment import Experiment
 from experiments.pipeline.runner import Runner
 from experiments.tasks.cleaned_shards import KEPT, REMOVED, UNSCORED, rewrite, tally
+from experiments.tasks.decisions import Decisions, decided_lines
 from experiments.tasks.scan import Scan
 from experiments.tasks.scan_result import ScanResult
 from experiments.tasks.thresholds import RULES, Threshold
@@ -33,7 +35,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CleanResult:
-    """fates: a row per sample, by id: the scan's columns, `status`, and `fate`: kept, removed or unscored.
+    """fates: a row per sample, by id: the scan's columns, `status`, and `fate`: kept, removed or unscored; with
+    decisions also `decision`, `note` and `by_rule`: whether the sample would be removed without them.
 
     counts: of all of them, see `cleaned_shards.tally`.  shards: file name -> its counts; None if no shards were
     asked for.  with_groups: whether alarming groups were removed beside what `rule` says.  keep_unscored: whether
@@ -86,12 +89,14 @@ class CleanResult:
             "removed": self.counts[REMOVED],
             "kept": self.counts[KEPT],
             "unscored": sum(kinds.values()),
+            **self.counts.get("decisions", {}),
         }
         fate = "kept all the same (task.unscored=keep)" if self.keep_unscored else "dropped"
         return row, [
             "# Clean",
             "",
             f"{row['removed']:,} of {row['n']:,} scored samples removed ({self.rule}{groups}).",
+            *(decided_lines(self.fates, self.keep_unscored) if "decision" in self.fates else []),
             *unscored_lines(kinds, self.scan.metadata["lost"], fate),
             "",
             " + ".join(f"{row[name]:,} {name}" for name in (KEPT, REMOVED, UNSCORED)) + f" = {members:,}.",
@@ -102,9 +107,11 @@ class CleanResult:
 
 
 class Clean:
-    """A threshold on what a scan finds; new shards go to the folder `write_shards` (None: nowhere).
+    """A scan with a threshold, decisions or both; new shards go to the folder `write_shards` (None: nowhere).
 
-    remove_groups: remove alarming groups too, wherever their members rank.
+    remove: the threshold; without a rule, only what was decided to be poison is removed.
+    decisions: CSV file of `experiments.tasks.decisions`, which win over the threshold and the groups.
+    remove_groups: beside a threshold, remove alarming groups too, wherever their members rank.
     unscored: "drop" or "keep" the samples that the reader left out and that have no scores.
     scan: the settings of the scan (`experiments.tasks.scan.Scan`), which stand beside these in the configuration.
     """
@@ -112,18 +119,24 @@ class Clean:
     def __init__(
         self,
         remove: Threshold,
+        decisions: str | None = None,
         write_shards: str | None = None,
         remove_groups: bool = True,
         unscored: str = "drop",
         **scan: Any,
     ) -> None:
         self.scan = Scan(**scan)
-        self.remove, self.write_shards = remove, write_shards
+        self.remove, self.decisions, self.write_shards = remove, decisions, write_shards
         self.remove_groups, self.unscored = remove_groups, unscored
         if self.unscored not in ("drop", "keep"):
             raise ValueError(f"task.unscored must be drop or keep, got {self.unscored!r}")
         if not isinstance(self.remove, Threshold):
             raise ValueError(f"task.remove must hold one of {', '.join(RULES)}, got {self.remove!r}")
+        if self.decisions is not None and not (isinstance(self.decisions, str) and self.decisions):
+            raise ValueError(f"task.decisions must name a CSV file, got {self.decisions!r}")
+        if not self.remove.given and self.decisions is None:
+            raise ValueError(f"task.remove needs exactly one of {', '.join(RULES)}, or task.decisions, got none")
+        self._decisions()
         if self.write_shards is not None and not (isinstance(self.write_shards, str) and self.write_shards):
             raise ValueError(f"task.write_shards must name a folder, got {self.write_shards!r}")
 
@@ -157,26 +170,34 @@ class Clean:
         if result is None:
             return None
         removed, table = self.remove.suspects(result.table)
-        if not removed.any():
+        if self.remove.given and not removed.any():
             log.warning("nothing lies beyond the threshold (%s)", self.remove)
-        if self.remove_groups:
+        with_groups = self.remove_groups and self.remove.given
+        if with_groups:
             for group in result.groups:
                 removed[group.rows] |= group.alarming
             removed &= ~table["known_clean"].to_numpy()
         result = replace(result, table=table)
         fates = _fates(result, removed)
+        if (decisions := self._decisions()) is not None:
+            fates = decisions.overrule(fates)
         counts = tally(fates, result.metadata["members"])
         shards = None
         if self.write_shards is not None:
             target, settings = Path(self.write_shards), self._settings(runner.experiment.source)
             shards = rewrite(runner.experiment.source, fates, target, settings, self.unscored == "keep")
-        return CleanResult(result, self.remove, fates, counts, shards, self.remove_groups, self.unscored == "keep")
+        return CleanResult(result, self.remove, fates, counts, shards, with_groups, self.unscored == "keep")
+
+    def _decisions(self) -> Decisions | None:
+        return None if self.decisions is None else Decisions.read(self.decisions)
 
     def _settings(self, data: Shards) -> dict[str, Any]:
         """What a folder of cleaned shards must have been begun with to be completed."""
+        decisions = self._decisions()
         return {
             "data.shards": data.urls,
             "task.remove": str(self.remove),
+            "task.decisions": None if decisions is None else decisions.digest,
             "task.remove_groups": self.remove_groups,
             "task.unscored": self.unscored,
         }

@@ -35,9 +35,10 @@ KEPT, REMOVED, UNSCORED = "kept", "removed", "unscored"
 
 
 def tally(fates: pd.DataFrame, members: int, of: str = "the data") -> dict[str, Any]:
-    """Counts of samples: members, kept, removed, and unscored by kind.
+    """Counts of samples: members, kept, removed, and unscored by kind; of those that were decided, each decision.
 
-    fates: a row per sample: fate, status.  Raises RuntimeError unless kept + removed + unscored = members.
+    fates: a row per sample: id, fate, status, and decision if there are any.  Raises RuntimeError unless
+    kept + removed + unscored = members.
     """
     counts = Counter(fates["fate"])
     kinds = Counter(fates.loc[fates["fate"] == UNSCORED, "status"])
@@ -47,7 +48,10 @@ def tally(fates: pd.DataFrame, members: int, of: str = "the data") -> dict[str, 
             f"{of}: {kept:,} samples kept + {removed:,} removed + {unscored:,} unscored are not the {members:,} "
             "that there are; have the data changed since they were scanned?"
         )
-    return {"members": members, KEPT: kept, REMOVED: removed, UNSCORED: dict(kinds.most_common())}
+    found = {"members": members, KEPT: kept, REMOVED: removed, UNSCORED: dict(kinds.most_common())}
+    if "decision" in fates:
+        found["decisions"] = dict(sorted(Counter(fates.loc[fates["decision"] != "", "decision"]).items()))
+    return found
 
 
 def rewrite(

@@ -60,16 +60,18 @@ def _write(result: Any, source: Any, folder: Path, gallery: int) -> tuple[str, S
     from analysis.pages import suspects as suspects_page
     from experiments.tasks.clean import CleanResult
     from experiments.tasks.next_steps import next_steps
-    from experiments.tasks.scan_result import ScanResult, write_scores
+    from experiments.tasks.scan_result import ScanResult, write_scores, write_sources
 
     if isinstance(result, ScanResult):
         write_scores(result, folder)
+        write_sources(result.samples, folder)
         suspects_page.write(result, folder / "suspects.html", gallery)
         text = suspects_page.summary(result)
         text += "\n".join(next_steps(result.metadata, source, folder, _overrides())) + "\n"
         (folder / "summary.md").write_text(text, encoding="utf-8")
         return text, suspects_page.result_rows(result)
     if isinstance(result, CleanResult):
+        write_sources(result.scan.samples, folder)
         suspects_page.write(result.scan, folder / "suspects.html", gallery, result.counts)
     return result.write(folder)
 

@@ -20,6 +20,7 @@ class Samples:
     """n samples in rows; `ids` tells them apart across all parts.
 
     shifts: what to add to the ids of each part's own samples.
+    folders: of the parts' embeddings, in order.  sources: the parts' data configurations.
     """
 
     def __init__(self, runners: Sequence[Runner], shifts: Sequence[int]) -> None:
@@ -29,8 +30,10 @@ class Samples:
         )
         self.captions: list[str] = [caption for pairs in self._pairs for caption in pairs.captions]
         self._starts = np.cumsum([0, *(len(pairs) for pairs in self._pairs)])
+        self.sources = [runner.experiment.source for runner in runners]
+        self.folders = [runner.entry("embeddings").path for runner in runners]
         self._arrays = {
-            kind: [np.load(runner.entry("embeddings").path / f"{kind}.npy", mmap_mode="r") for runner in runners]
+            kind: [np.load(folder / f"{kind}.npy", mmap_mode="r") for folder in self.folders]
             for kind in ("image", "text")
         }
 

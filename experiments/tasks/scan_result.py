@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,8 @@ import numpy as np
 
 from detect import Scores, evaluate
 from experiments.data.provenance import COLUMNS, origins
+from experiments.data.shard_pairs import is_remote, local_path
+from experiments.data.tables import Files
 from experiments.data.unscored import SCORED, Unscored
 from experiments.pipeline.runner import Runner
 from experiments.tasks.groups import Group
@@ -64,6 +68,25 @@ def write_scores(result: ScanResult, folder: Path) -> Path:
     """scores.parquet: a row per sample of the data, by id; `status` says why one has no scores."""
     file = folder / "scores.parquet"
     result.all_samples.to_parquet(file, index=False)
+    return file
+
+
+def write_sources(samples: Samples, folder: Path) -> Path:
+    """scan.json: where the scan's embeddings and pictures lie, for `python -m analysis export`."""
+    shards = [
+        url if is_remote(url) else os.path.abspath(local_path(url))
+        for source in samples.sources
+        for url in getattr(source, "urls", ())
+    ]
+    files = [source.images for source in samples.sources if isinstance(source, Files)]
+    content = {
+        "embeddings": [os.path.abspath(found) for found in samples.folders],
+        "shards": shards,
+        "images": files[0].root if files else None,
+        "follow_links": bool(files and files[0].follow_links),
+    }
+    file = folder / "scan.json"
+    file.write_text(json.dumps(content, indent=1), encoding="utf-8")
     return file
 
 

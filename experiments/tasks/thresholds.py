@@ -25,7 +25,7 @@ RULES = ("share", "count", "false_positives", "fdr")
 
 @dataclass(frozen=True)
 class Threshold:
-    """Which samples count as suspects; exactly one of the first four is given.
+    """Which samples count as suspects; exactly one of the first four is given, or none, for none of them.
 
     share: this share of the samples, the most suspicious.
     count: this number of them.
@@ -52,8 +52,8 @@ class Threshold:
                 "task.remove.false_positives, the share of the clean samples that may go"
             )
         given = [name for name in RULES if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"task.remove needs exactly one of {', '.join(RULES)}, got {given or 'none'}")
+        if len(given) > 1:
+            raise ValueError(f"task.remove needs exactly one of {', '.join(RULES)}, got {given}")
         for name in ("share", "false_positives", "fdr"):
             value = getattr(self, name)
             if value is not None and not (_number(value) and 0 < value < 1):
@@ -65,10 +65,16 @@ class Threshold:
             raise ValueError("task.remove.fdr needs task.remove.reference, a file of samples known to be clean")
         if self.reference is not None:
             if self.fdr is None and self.false_positives is None:
-                raise ValueError(f"task.remove.reference serves false_positives and fdr, not {given[0]}")
+                not_this = given[0] if given else "decisions alone"
+                raise ValueError(f"task.remove.reference serves false_positives and fdr, not {not_this}")
             if not Path(self.reference).is_file():
                 raise ValueError(f"task.remove.reference must be a file, but there is none at {self.reference!r}")
             self._check_size(len(Reference.read(Path(self.reference)).names), f"{self.reference} names")
+
+    @property
+    def given(self) -> bool:
+        """Whether there is a rule; without one, no sample is a suspect."""
+        return any(getattr(self, name) is not None for name in RULES)
 
     def suspects(self, table: pd.DataFrame) -> tuple[np.ndarray, pd.DataFrame]:
         """(n,) bool; and `table` (n rows of a scan: score, rank, id, key, shard), with `p` by the reference, and
@@ -77,6 +83,8 @@ class Threshold:
         Raises ValueError for a count that leaves nothing, and for a reference that is too small for the rate.
         """
         n = len(table)
+        if not self.given:
+            return np.zeros(n, bool), table.assign(known_clean=False)
         if self.share is not None or self.count is not None:
             number = self.count if self.count is not None else round(self.share * n)  # type: ignore[operator]
             if number >= n:
@@ -126,6 +134,8 @@ class Threshold:
         )
 
     def __str__(self) -> str:
+        if not self.given:
+            return "no threshold"
         text = next(f"{name} = {getattr(self, name)}" for name in RULES if getattr(self, name) is not None)
         return text if self.reference is None else f"{text}, by {self.reference}"
 

@@ -11,9 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from browser_example import Browser, needs_browser
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
+from analysis.__main__ import main as analysis
 from experiments.data.damage import TooMuchDamage
 from experiments.data.shapes.export import LEFT_OUT, Export
 from experiments.pipeline import config as schema
@@ -196,6 +198,47 @@ def test_clean_writes_shards_that_scan_again_without_the_suspects(do, shards, mo
     assert set(again["key"]) == set(kept["key"])
     with pytest.raises(ValueError, match="new or empty folder"):
         do("task=clean", *given, "task.remove.count=10", f"task.write_shards={shards}")
+
+
+@needs_browser
+def test_what_is_decided_on_the_page_is_cleaned_away_and_scans_again(do, shards, model, tmp_path):
+    """Scan, decide in a browser, clean by that file, scan the cleaned shards."""
+    given = [*SHARDS[1:], "model=trained", f"model.folder={model}"]
+    scanned, new = do("task=scan", *given, f"data.shards={shards}"), tmp_path / "cleaned"
+    before = pd.read_parquet(scanned / "scores.parquet").sort_values("rank")
+    browser = Browser(tmp_path / "browser")
+    try:
+        browser.open(scanned / "suspects.html")
+        browser.press("g", "p", "f", "u", "p")  # the first four by rank
+        browser.click("#export")
+        decisions = browser.downloaded("decisions.csv")
+        assert browser.complaints == []
+    finally:
+        browser.close()
+    first = before["key"].head(4).tolist()
+    cleaning = ["task=clean", *given, f"data.shards={shards}", f"task.decisions={decisions}"]
+    cleaning.append(f"task.write_shards={new}")
+    cleaned = do(*cleaning)
+    assert pd.read_parquet(cleaned / "removed.parquet")["key"].tolist() == [first[0], first[3]]
+    for form, file in (("embedding-atlas", "atlas.parquet"), ("fiftyone", "fiftyone/labels.json")):
+        assert analysis(["export", str(cleaned), "--to", form, "--out", str(tmp_path)]) == 0
+        assert (tmp_path / file).exists()
+    report = json.loads((new / "cleaned.json").read_text())
+    assert report["decisions"] == {"fine": 1, "poison": 2, "unsure": 1}
+    assert (report["removed"], report["kept"] + report["removed"]) == (2, len(before) - len(LEFT_OUT))
+    assert "2 poison, removed (2 of them for this reason alone)" in (cleaned / "summary.md").read_text()
+    again = pd.read_parquet(do("task=scan", *given, f"data.shards={new}") / "scores.parquet")
+    assert set(before["key"][before["status"] == "scored"]) - set(again["key"]) == {first[0], first[3]}
+    decisions.write_text(decisions.read_text().replace("fine", "poison"))
+    with pytest.raises(ValueError, match=r"cleaned with another task\.decisions"):
+        do(*cleaning)
+    both = do(
+        *cleaning[:-1], "task.remove.count=3", "task.remove_groups=false"
+    )  # 1 and 2 poison, 3 unsure, 4 poison
+    assert set(pd.read_parquet(both / "removed.parquet")["key"]) == set(first)
+    decisions.write_text("shard,key,decision\n00000.tar,nobody,fine\n")
+    with pytest.raises(ValueError, match=r"shard '00000.tar' key 'nobody' is none of the \d+ samples"):
+        do(*cleaning[:-1])
 
 
 def test_what_has_no_score_is_dropped_counted_and_listed(do, shards, model, tmp_path):

@@ -80,8 +80,10 @@ def test_its_program_has_these_options(command):
         assert [word for word in words if "=" not in word and word not in targets and word != "--quick"] == []
         return
     assert "-m" in words, "a program of the house is called by -m"
-    module = Path(*words[words.index("-m") + 1].split("."))
+    name, *given = words[words.index("-m") + 1 :]
+    module = Path(*name.split("."))
     files = [ROOT / module / "__main__.py", (ROOT / module).with_suffix(".py")]
+    files += [ROOT / module / f"{word}.py" for word in given[:1]]  # a command of it, such as `export`
     source = "".join(file.read_text() for file in files if file.exists())
     assert source
     options = itertools.takewhile(lambda word: word != "#", words)

@@ -116,7 +116,6 @@ def test_a_reference_too_small_for_the_rate_is_refused(scanned, reference):
 @pytest.mark.parametrize(
     "given",
     [
-        {},
         {"share": 0.1, "count": 3},
         {"share": 1.5},
         {"count": 0},

@@ -1,5 +1,4 @@
-<script>
-"use strict";
+// Where the suspects come from: domains, near-duplicates, changed pictures. Uses what suspects.js defines.
 {
   const before = $("gallery").closest("section");
   const texts = (tag, values, left) => make("tr", {}, ...values.map((value, i) => make(tag, left.includes(i) ? {className: "text", style: "white-space:normal;overflow-wrap:anywhere"} : {}, value)));
@@ -23,4 +22,3 @@
   if (sha256) section("Pictures that have changed",
     `${count(sha256.changed)} of ${count(sha256.compared)} pictures differ from the SHA-256 noted beside them; ${count(sha256.without)} have none.` + (sha256.examples.length ? ` Such as ${sha256.examples.join(", ")}.` : ""), [], [], []);
 }
-</script>
