@@ -19,6 +19,7 @@ from .metrics import Metrics as Metrics
 from .metrics import Scores as Scores
 from .metrics import evaluate as evaluate
 from .norm import Norm as Norm
+from .outliers import Outliers as Outliers
 from .pyod import PyOD as PyOD
 from .safeclip import SafeCLIP as SafeCLIP
 from .search.neighbours import Neighbours as Neighbours

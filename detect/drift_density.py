@@ -26,6 +26,8 @@ class DriftDensity(LocalDetector):
     that lie among the target's own images have no density of their own, but their embeddings still hang on the
     trigger, and drift. (Fisher, Statistical Methods for Research Workers, 1932, section 21.1; the shares take the
     place of p-values.)
+
+    k, narrow: the wide and the narrow number of neighbours, self excluded.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"drift"})
