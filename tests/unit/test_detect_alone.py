@@ -16,8 +16,8 @@ import detect
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OURS = {"analysis", "attacks", "conf", "detect", "experiments", "run"}
-BY_CHOICE = {"cleanlab", "pyod", "umap", "submitit", "transformers"}
-"""Imported where a user has chosen a detector, a launcher or a model that needs it."""
+BY_CHOICE = {"cleanlab", "duckdb", "pyod", "umap", "submitit", "transformers"}
+"""Imported where a user has chosen a detector, a launcher, a model or a command that needs it."""
 
 ALONE = """
     import importlib.abc, importlib.metadata, pkgutil, re, sys
