@@ -91,9 +91,10 @@ class Scan:
     def scan_parts(self, runner: Runner, first: int) -> ScannedParts | None:
         """Score every `parts`-th part from the `first` on, and rank nothing."""
         runners = dict(list(enumerate(self.split(runner)[0]))[first :: self.parts])
-        columns, failed = {}, {}
+        columns: dict[int, dict[str, np.ndarray]] = {}
+        failed: dict[str, str] = {}
         for number, part in runners.items():
-            log.info("part %d of %d", number, len(runners))
+            log.info("part %d, one of %d of this job", number, len(runners))
             self._check_part(part)
             columns[number] = self._scores(part, failed)
         return ScannedParts(runners, columns, failed, self.parts) if distributed.is_main() else None
