@@ -22,6 +22,7 @@ from .metrics import Scores as Scores
 from .metrics import evaluate as evaluate
 from .multiscale import Multiscale as Multiscale
 from .norm import Norm as Norm
+from .outliers import Outliers as Outliers
 from .pyod import PyOD as PyOD
 from .safeclip import SafeCLIP as SafeCLIP
 from .search.neighbours import Neighbours as Neighbours

@@ -1,36 +1,32 @@
 """Rank samples by embeddings that lie in files: `python -m detect img_emb/ --out scores.csv`.
 
-For those who have embeddings already, such as clip-retrieval's or LAION's folders of `img_emb_<n>.npy`. No model,
-no images, no labels: the order is the mean of the ranks that the chosen detectors give.
-Integers, such as quantised embeddings, are taken as they are.
+For those who have embeddings already, such as clip-retrieval's or LAION's folders of `img_emb_<n>.npy`: keys, URLs
+and captions come from `metadata/metadata_<n>.parquet` beside them. Parquet files have a column of vectors. No
+model, no images, no labels: the order is the mean of the ranks that the chosen detectors give.
+Integers, such as quantised embeddings, are taken as they are. More than --part-rows rows are scored part by part.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
-import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from detect import DAO, LID, LOF, SLOF, Embeddings, IsolationForest, KDistance, LocalDetector, find_neighbours
 from detect.metrics import rank, rank_share
-
-if TYPE_CHECKING:
-    import pandas as pd
+from detect.sample_table import escaped, pieces, plain, tables_beside, write
+from detect.vector_files import blocks, opened
 
 DETECTORS = {"kdist": KDistance, "lid": LID, "slof": SLOF, "lof": LOF, "dao": DAO, "forest": IsolationForest}
 ENDINGS = (".csv", ".parquet")
 MAX_SEED = 2**32 - 1  # that scikit-learn takes
-HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
-"""Unicode's categories of characters that steer a terminal or the order of letters, or that no file can hold."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,23 +37,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         detectors = _checked(options)
-        parts = _parts(options.files)
-        trusted = None if options.reference is None else _parts(options.reference)
-        if trusted is not None and trusted[0][1].shape[1] != parts[0][1].shape[1]:
-            raise ValueError(f"--reference has {trusted[0][1].shape[1]} columns, the files {parts[0][1].shape[1]}")
+        files = opened(options.files, options.column)
+        trusted = None if options.reference is None else opened(options.reference, options.column)
+        if trusted is not None and trusted[0].width != files[0].width:
+            raise ValueError(f"--reference has {trusted[0].width} columns, the files {files[0].width}")
+        beside = tables_beside(files)
         with _written(options.out) as partial:
-            embeddings = _joined(parts)
-            reference = None if trusted is None else _joined(trusted)
-            table = _table(parts, _scores(detectors, embeddings, reference, options.device))
-            if options.out.suffix == ".csv":
-                table.to_csv(partial, index=False)
-            else:
-                table.to_parquet(partial, index=False)
+            reference = None if trusted is None else Embeddings.of(next(blocks(trusted, None)))
+            parts = (Embeddings.of(block) for block in blocks(files, None if options.full else options.part_rows))
+            scored = [_scores(detectors, part, reference, options.device) for part in parts]
+            columns = _ranked({name: np.concatenate([part[name] for part in scored]) for name in detectors})
+            first = write(pieces(files, beside, columns), partial, options.out.suffix, options.top)
     except (OSError, ValueError, RuntimeError) as error:
         said = str(error) or type(error).__name__
         parser.error(escaped(said.splitlines()[0] if isinstance(error, RuntimeError) else said))
-    print(table.nsmallest(options.top, "rank").to_string(index=False, float_format="%.4g"))
-    print(f"{len(table):,} rows in {plain(str(options.out))}")
+    print(first.to_string(index=False, float_format="%.4g"))
+    print(f"{len(columns['rank']):,} rows in {plain(str(options.out))}")
     return 0
 
 
@@ -65,7 +60,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m detect", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("files", nargs="+", type=Path, help=".npy files of (n, d) arrays, or folders of them")
+    parser.add_argument(
+        "files",
+        nargs="+",
+        type=Path,
+        help=".npy files of (n, d) arrays, .parquet files, folders, patterns",
+    )
+    parser.add_argument("--column", help="of .parquet files, the column of vectors (the only one)")
     parser.add_argument("--out", type=Path, default=Path("scores.csv"), help=".csv or .parquet (scores.csv)")
     parser.add_argument(
         "--detectors",
@@ -77,6 +78,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--k", type=int, default=16, help="neighbours; above the poisons in a scope (16)")
     parser.add_argument("--batch-size", type=int, default=2048, help="samples of a neighbourhood scope (2048)")
+    parser.add_argument(
+        "--part-rows",
+        type=int,
+        default=1_000_000,
+        help="rows at a time, with batches of their own (1000000)",
+    )
     parser.add_argument("--full", action="store_true", help="search among all samples instead of in batches")
     parser.add_argument("--reference", nargs="+", type=Path, help="search among these trusted embeddings instead")
     parser.add_argument("--raw", action="store_true", help="keep the norms; else rows are brought to unit norm")
@@ -96,9 +103,9 @@ def _checked(options: argparse.Namespace) -> dict[str, Any]:
         raise ValueError("--full and --reference exclude each other")
     if options.reference and "forest" in options.detectors:
         raise ValueError("--reference is for detectors of neighbourhoods; leave out forest, which has none")
-    for name, least in (("top", 1), ("seed", 0)):
+    for name, least in (("top", 1), ("seed", 0), ("part_rows", 2)):
         if getattr(options, name) < least:
-            raise ValueError(f"--{name} must be at least {least}, got {getattr(options, name)}")
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}")
     if options.seed > MAX_SEED:
         raise ValueError(f"--seed must be at most {MAX_SEED}, got {options.seed}")
     if options.device is not None:
@@ -143,75 +150,6 @@ def _built(name: str, options: argparse.Namespace) -> Any:
     return kind(k=options.k, scope=scope, batch_size=options.batch_size, **shared)
 
 
-def _parts(paths: Sequence[Path]) -> list[tuple[Path, np.ndarray]]:
-    """Files and their arrays, not yet read; those of a folder in the order of the numbers in their names."""
-    files = []
-    for path in paths:
-        if path.is_dir():
-            found = sorted((f for f in path.glob("*.npy") if not f.name.startswith(".")), key=_numbers)
-        else:
-            found = [path]
-        if not found:
-            raise ValueError(f"no .npy files in {path}")
-        files += found
-    parts: list[tuple[Path, np.ndarray]] = []
-    for file in files:
-        part = _opened(file)
-        if parts and part.shape[1] != parts[0][1].shape[1]:
-            raise ValueError(
-                f"all files must be equally wide, but {file} has {part.shape[1]} columns, "
-                f"and {parts[0][0]} has {parts[0][1].shape[1]}"
-            )
-        parts.append((file, part))
-    if not sum(len(part) for _, part in parts):
-        raise ValueError(f"no rows in {', '.join(map(str, paths))}")
-    return parts
-
-
-def _opened(file: Path) -> np.ndarray:
-    """The array of a file, not yet read: (n, d) numbers, d at least 1."""
-    try:
-        part = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (EOFError, ValueError) as error:
-        reason = (str(error).splitlines() or ["empty"])[0]
-        if not file.stat().st_size or "mmap" in reason:
-            reason = f"it is empty or cut short, at {file.stat().st_size:,} bytes"
-        elif "pickle" in reason:  # numpy takes all that it does not know for one
-            reason = "it begins with something else"
-        raise ValueError(f"{file} is no .npy file of numbers: {reason}") from None
-    if isinstance(part, np.lib.npyio.NpzFile):
-        names = ", ".join(part.files[:8])
-        part.close()
-        raise ValueError(f"{file} is an .npz archive, which holds {names or 'nothing'}; save its array as .npy")
-    if part.ndim != 2 or part.dtype.kind not in "fiu":
-        raise ValueError(f"{file} must hold an (n, d) array of floats or integers, got {part.dtype} {part.shape}")
-    if not part.shape[1]:
-        raise ValueError(f"{file} must have at least one column, got shape {part.shape}")
-    return part
-
-
-def _numbers(path: Path) -> list[Any]:
-    return [int(piece) if i % 2 else piece for i, piece in enumerate(re.split(r"(\d+)", path.name))]
-
-
-def _joined(parts: Sequence[tuple[Path, np.ndarray]]) -> Embeddings:
-    """All rows as float32; ValueError names the file and the row of a number that is none there."""
-    whole = np.empty((sum(len(part) for _, part in parts), parts[0][1].shape[1]), np.float32)
-    begin = 0
-    for file, part in parts:
-        rows = whole[begin : begin + len(part)]
-        with np.errstate(over="ignore"):
-            rows[:] = part
-        bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
-        if len(bad):
-            shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
-            raise ValueError(
-                f"{file} holds NaN, infinite or too large values in {len(bad)} of {len(part)} rows: {shown}"
-            )
-        begin += len(part)
-    return Embeddings.of(whole)
-
-
 def _scores(
     detectors: dict[str, Any], embeddings: Embeddings, reference: Embeddings | None, device: str | None
 ) -> dict[str, np.ndarray]:
@@ -232,34 +170,15 @@ def _scores(
     return scores
 
 
-def _table(parts: Sequence[tuple[Path, np.ndarray]], scores: dict[str, np.ndarray]) -> pd.DataFrame:
-    """A row per sample in the order of the files: file, row in it, a column per detector, share, rank."""
-    import pandas as pd
-
+def _ranked(scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The scores, their mean rank share, and the rank by it."""
     for name, values in scores.items():
         bad = int((~np.isfinite(values)).sum())
         if bad or values.min() == values.max():
             what = f"no finite score to {bad} of {len(values)} rows" if bad else "all rows the same score"
             raise ValueError(f"{name} gives {what}: rows are equal, or too long or short for float32 (--raw)")
     share = np.mean([rank_share(values) for values in scores.values()], axis=0)
-    lengths = [len(part) for _, part in parts]
-    names = np.repeat([plain(str(file)) for file, _ in parts], lengths)
-    rows = np.concatenate([np.arange(length) for length in lengths])
-    return pd.DataFrame({"file": names, "row": rows, **scores, "share": share, "rank": rank(share)})
-
-
-def escaped(text: str) -> str:
-    """Text whose control characters, directional marks and lone surrogates are spelled out."""
-    return "".join(
-        character.encode("unicode_escape").decode() if unicodedata.category(character) in HIDDEN else character
-        for character in text
-    )
-
-
-def plain(name: str) -> str:
-    """A path as a table may hold it: no spreadsheet takes it for a formula (`=x` -> `./=x`)."""
-    shown = escaped(name)
-    return shown if shown[:1].isalnum() or shown[:1] in "/._" else f"./{shown}"
+    return {**scores, "share": share, "rank": rank(share)}
 
 
 if __name__ == "__main__":

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
-from detect.embeddings import DetectorInputs, Embeddings
+from detect.embeddings import DetectorInputs, Embeddings, with_index
 from detect.paper_code import PaperCode
+from detect.parameters import documented
 from detect.search.neighbours import VERSION, Neighbours, NeighbourSearch, find_neighbours
 
 # How to get the packages of the extra `detectors`, in a clone whose environment is .venv.
@@ -36,6 +37,10 @@ class Detector(ABC):
     version: ClassVar[int] = 1
     built_on: ClassVar[tuple[type[Detector], ...]] = ()
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.__doc__ = documented(cls)
+
     @classmethod
     def versions(cls) -> dict[str, int]:
         """Version of this detector and of each piece of code that its scores rest on, by name."""
@@ -47,6 +52,7 @@ class Detector(ABC):
     def score(self, x: Any) -> np.ndarray:
         """Scores (n,), float64, of DetectorInputs, Embeddings, or an (n, d) array or tensor of image embeddings.
 
+        Of a DataFrame of pandas (or a column of vectors) they are a Series with its index.
         Raises ValueError if inputs that the detector needs are missing.
         """
         inputs = DetectorInputs.of(x)
@@ -54,7 +60,14 @@ class Detector(ABC):
             holder = inputs.embeddings if name == "text" else inputs
             if getattr(holder, name) is None:
                 raise ValueError(f"{type(self).__name__} needs {name}, and none was given")
-        return np.asarray(self._score(inputs), dtype=np.float64)
+        return with_index(x, np.asarray(self._score(inputs), dtype=np.float64), type(self).__name__)
+
+    def score_among(self, x: Any, fitted: Any) -> np.ndarray:
+        """Scores (m,) of new samples, each as one among the samples `fitted`: for `detect.Outliers`.
+
+        Raises ValueError for a detector that scores samples only all together.
+        """
+        raise ValueError(f"{type(self).__name__} scores only the samples that it was fitted on, and these are new")
 
     @abstractmethod
     def _score(self, inputs: DetectorInputs) -> np.ndarray: ...
@@ -64,8 +77,8 @@ class Detector(ABC):
 class LocalDetector(Detector):
     """A detector that works on the table of nearest neighbours; see `detect.search.neighbours` for the scopes.
 
-    k: number of neighbours, self excluded.  convention: "published" is the definition of the paper named (DAO has
-    three of them: its `form`); "paper_code" is what the CLIP paper's public code computes (docs/parity.md).
+    convention: "published" is the definition of the paper named (DAO has three of them: its `form`); "paper_code"
+        is what the CLIP paper's public code computes (docs/parity.md).
     """
 
     norm_sensitive: ClassVar[bool] = True
@@ -122,10 +135,24 @@ class LocalDetector(Detector):
         return self.k + (self.convention == "paper_code") * (1 + (self.modality == "joint"))
 
     def score(self, x: Any, neighbours: Neighbours | None = None) -> np.ndarray:
-        """Scores (n,); with `neighbours`, a table of `find_neighbours`, nothing is searched."""
+        """Scores (n,), of a DataFrame a Series with its index.
+
+        neighbours: a table of `find_neighbours`, or another library's (`Neighbours.from_arrays`, `from_graph`);
+            then nothing is searched.
+        """
         if neighbours is not None:
-            return self.score_neighbours(neighbours, DetectorInputs.of(x))
+            inputs = DetectorInputs.of(x)
+            if len(neighbours.queries) != len(inputs.embeddings):
+                raise ValueError(
+                    f"the neighbour table must have a query per sample, {len(inputs.embeddings):,}, "
+                    f"got {len(neighbours.queries):,}"
+                )
+            return with_index(x, self.score_neighbours(neighbours, inputs), type(self).__name__)
         return super().score(x)
+
+    def score_among(self, x: Any, fitted: Any) -> np.ndarray:
+        reference = fitted if self.reference_set is None else self.reference_set
+        return replace(self, scope="reference", reference_set=reference).score(x)
 
     def _score(self, inputs: DetectorInputs) -> np.ndarray:
         embeddings: Embeddings = inputs.embeddings

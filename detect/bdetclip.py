@@ -21,6 +21,19 @@ class BDetCLIP(Detector):
 
     The paper has GPT-4 write both kinds of text. Without a `prompts` file (see `detect.concepts`) they come from
     the captions; the detector was made for test time, where the classes are known.
+
+    prompts: JSON file of both kinds of text; None: they come from the captions.
+    number: classes, the most frequent words of the captions.  texts: of each kind, for each class.
+
+    >>> import numpy as np, torch
+    >>> from detect import BDetCLIP, DetectorInputs, Embeddings
+    >>> class Encoder:  # a CLIP model's; here the letters that a text holds
+    ...     def text(self, texts):
+    ...         return torch.tensor([[float(letter in text) for letter in "abcdefgh"] for text in texts])
+    >>> image = np.random.default_rng(0).standard_normal((300, 8))  # (n, d)
+    >>> captions = [f"the {what} near a {thing}" for what in "cat dog bee cow hen".split() for thing in range(60)]
+    >>> BDetCLIP().score(DetectorInputs(Embeddings.of(image), captions, encoder=Encoder())).shape
+    (300,)
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"captions", "encoder"})

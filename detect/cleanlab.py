@@ -13,7 +13,10 @@ from detect.embeddings import DetectorInputs
 
 @dataclass(frozen=True, kw_only=True)
 class Cleanlab(Detector):
-    """Minus cleanlab's exp(-mean cosine distance to the k nearest), which is low for what is untypical."""
+    """Minus cleanlab's exp(-mean cosine distance to the k nearest), which is low for what is untypical.
+
+    k: number of neighbours, self excluded.
+    """
 
     packages: ClassVar[tuple[str, ...]] = ("cleanlab",)
 

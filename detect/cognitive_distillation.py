@@ -24,6 +24,20 @@ class CognitiveDistillation(Detector):
     ends small. As in the authors' code m = (tanh(p) + 1) / 2 with p = 1 at the start, Adam's betas are 0.1, the
     first term is a mean over the embedding, and TV is the mean of squared steps. The mask norm grows with the
     pixels, so gamma is tied to the image's size (224 in the paper). The CLIP paper's code: docs/parity.md.
+
+    steps: of Adam, at the rate `lr`.  lr: learning rate.  gamma, beta: weights of the mask's norm and of its TV.
+    batch_size: images at a time.
+
+    >>> import numpy as np, torch
+    >>> from detect import CognitiveDistillation, DetectorInputs, Embeddings
+    >>> class Encoder:  # a CLIP model's; here the pixels themselves
+    ...     def image(self, x):
+    ...         return x.flatten(1)
+    >>> pixels = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    >>> x = Embeddings.of(pixels.flatten(1))  # (n, d)
+    >>> inputs = DetectorInputs(x, encoder=Encoder(), images=lambda rows: pixels[rows])
+    >>> CognitiveDistillation(steps=5).score(inputs).shape
+    (6,)
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"encoder", "images"})

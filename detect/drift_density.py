@@ -22,6 +22,8 @@ class DriftDensity(Multiscale):
     Poisons that lie among the target's own images have no density of their own, but their embeddings still hang on
     the trigger, and drift. A trigger may also survive all views; then drift says nothing, and density must do.
     So the stronger sign counts most: in Fisher's sum of the two surprises the weaker one would outvote it.
+
+    k, narrow: the wide and the narrow number of neighbours, self excluded.
     """
 
     version: ClassVar[int] = 2

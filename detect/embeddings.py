@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -54,12 +55,13 @@ class Embeddings:
 
     @classmethod
     def of(cls, x: Any) -> Embeddings:
-        """Embeddings as they are, or an (n, d) array or tensor of image embeddings with ids 0 to n - 1."""
+        """Embeddings as they are, or image embeddings with ids 0 to n - 1: an (n, d) array, tensor or DataFrame,
+        or a column of n vectors."""
         if isinstance(x, Embeddings):
             return x
         if hasattr(x, "detach"):
             x = x.detach().float().cpu().numpy()
-        image = np.asarray(x, dtype=np.float32)
+        image = _numbers(x)
         return cls(np.arange(len(image), dtype=np.int64) if image.ndim else np.empty(0), image)
 
     def normalised(self) -> Embeddings:
@@ -106,6 +108,30 @@ def unit(x: np.ndarray) -> np.ndarray:
         length = np.linalg.norm(rows, axis=1, keepdims=True)
         whole[hard] = rows / np.where(length > 0, length, 1)
     return whole
+
+
+def with_index(x: Any, scores: np.ndarray, name: str) -> Any:
+    """Scores (n,) of `x`: if that is a DataFrame or a Series of pandas, a Series with its index."""
+    pandas = sys.modules.get("pandas")
+    if pandas is None or not isinstance(x, (pandas.DataFrame, pandas.Series)):
+        return scores
+    return pandas.Series(scores, index=x.index, name=name)
+
+
+def _numbers(x: Any) -> np.ndarray:
+    """An array, a DataFrame, or a column of vectors, as float32; ValueError names a column of something else."""
+    if hasattr(x, "dtypes") and hasattr(x, "columns"):
+        other = [name for name, kind in x.dtypes.items() if getattr(kind, "kind", "O") not in "fiub"]
+        if other and len(x.columns) > 1:
+            raise ValueError(f"a DataFrame of embeddings must hold numbers only, but column {other[0]!r} does not")
+    image = np.asarray(x)
+    if image.dtype == object and image.ndim == 2 and image.shape[1] == 1:
+        image = image[:, 0]
+    if image.dtype == object and image.ndim == 1 and len(image) and not np.isscalar(image[0]):
+        if len(lengths := {np.shape(row) for row in image}) > 1:
+            raise ValueError(f"vectors must be equally long, got shapes {', '.join(map(str, sorted(lengths)[:3]))}")
+        image = np.stack(list(image))
+    return image.astype(np.float32, copy=False)
 
 
 def _require_finite(name: str, part: np.ndarray) -> None:

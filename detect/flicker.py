@@ -23,6 +23,8 @@ class Flicker(Detector):
     not survive one of them (see `detect.views`): the model then sees the true content instead of the caption's.
     Each sample is scored alone, so the number of poisons matters little. A wrong caption that the model does not
     believe scores low, as its cosine cannot drop.
+
+    eps: a drop of the cosine too small to mean anything.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"text", "views"})

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from detect.base import Detector
-from detect.embeddings import DetectorInputs, unit
+from detect.embeddings import DetectorInputs, Embeddings, unit
 
 
 @dataclass(frozen=True, kw_only=True)
 class IsolationForest(Detector):
     """scikit-learn's forest; its `score_samples` is low for outliers, so the sign is turned.
+
+    trees: how many are grown.
 
     Much depends on `seed`, which draws the cuts: compare means over several seeds (docs/parity.md has a spread).
     """
@@ -29,8 +31,12 @@ class IsolationForest(Detector):
             raise ValueError(f"trees must be at least 1, got {self.trees}")
 
     def _score(self, inputs: DetectorInputs) -> np.ndarray:
+        return self.score_among(inputs.embeddings, inputs.embeddings)
+
+    def score_among(self, x: Any, fitted: Any) -> np.ndarray:
         from sklearn.ensemble import IsolationForest as Forest
 
-        image = inputs.embeddings.image
-        image = unit(image) if self.normalise else image
-        return -Forest(n_estimators=self.trees, random_state=self.seed).fit(image).score_samples(image)
+        image, trained_on = (
+            unit(part.image) if self.normalise else part.image for part in map(Embeddings.of, (x, fitted))
+        )
+        return -Forest(n_estimators=self.trees, random_state=self.seed).fit(trained_on).score_samples(image)

@@ -21,6 +21,8 @@ class Multiscale(LocalDetector):
     By default these are a 64th and an eighth of the scope. The narrow neighbourhood finds poisons that are few, the
     wide one those that are more than `narrow` in a scope. Where a k does not suit the data, no sample stands out
     from the others: z-scores stay small then, which ranks would not.
+
+    k, narrow: the wide and the narrow number of neighbours, self excluded.
     """
 
     collapses_beyond_k: ClassVar[bool] = False

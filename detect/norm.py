@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,3 +17,6 @@ class Norm(Detector):
 
     def _score(self, inputs: DetectorInputs) -> np.ndarray:
         return np.linalg.norm(inputs.embeddings.image.astype(np.float64), axis=1)
+
+    def score_among(self, x: Any, fitted: Any) -> np.ndarray:
+        return self.score(x)

@@ -27,6 +27,24 @@ class SubspaceDetection(Detector):
 
     The paper's variants are bold and italic letters, a translation and six descriptions by a language model; here
     they are descriptions only: captions that hold the word, or a `prompts` file (see `detect.concepts`).
+
+    prompts: JSON file of the descriptions; None: they come from the captions.
+    number: classes, the most frequent words of the captions.  texts: variants of each class.
+    variance: share of the variance that a class's subspace keeps.
+    per_variant: pushed points for each variant.  mixtures: Gaussians of each class.
+    samples: points drawn from each region.  eta: step of a drawn point along the deviations.
+    ratio: within what part of its variant's cosine to the class text a pushed point must stay.
+    trials: how often a pushed point is drawn again, until it does.
+
+    >>> import numpy as np, torch
+    >>> from detect import DetectorInputs, Embeddings, SubspaceDetection
+    >>> class Encoder:  # a CLIP model's; here the letters that a text holds
+    ...     def text(self, texts):
+    ...         return torch.tensor([[float(letter in text) for letter in "abcdefgh"] for text in texts])
+    >>> image = np.random.default_rng(0).standard_normal((300, 8))  # (n, d)
+    >>> captions = [f"the {what} near a {thing}" for what in "cat dog bee cow hen".split() for thing in range(60)]
+    >>> SubspaceDetection().score(DetectorInputs(Embeddings.of(image), captions, encoder=Encoder())).shape
+    (300,)
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"captions", "encoder"})

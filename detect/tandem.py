@@ -27,6 +27,8 @@ class Tandem(LocalDetector):
     poison cluster and is low; LOF still works there, or LID at the other k. Flicker: the match with the caption
     drops under mild augmentations. One strong signal is enough. (Fisher, Statistical Methods for Research Workers,
     1932, section 21.1; the shares take the place of p-values.)
+
+    eps: of `Flicker`, a drop of the cosine too small to mean anything.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"text", "views"})

@@ -31,6 +31,7 @@ import numpy as np
 
 from detect.embeddings import Embeddings, unit
 from detect.search.candidates import APPROXIMATE, BACKENDS, choose
+from detect.search.foreign_tables import checked_table, from_sparse
 from detect.search.knn import Nearest, nearest
 
 log = logging.getLogger(__name__)
@@ -98,6 +99,28 @@ class Neighbours:
     indices: np.ndarray
     queries: np.ndarray
     recall: float = 1.0
+
+    @classmethod
+    def from_arrays(cls, distances: Any, indices: Any, *, metric: str, embeddings: Any = None) -> Neighbours:
+        """A table of scope "full" that faiss, scikit-learn or another library has searched: see `checked_table`.
+
+        >>> from sklearn.neighbors import NearestNeighbors
+        >>> x = np.random.default_rng(0).standard_normal((300, 8))
+        >>> found = NearestNeighbors(n_neighbors=17).fit(x).kneighbors(x)  # of each sample, the first is itself
+        >>> Neighbours.from_arrays(*found, metric="euclidean").k
+        16
+        """
+        x = None if embeddings is None else Embeddings.of(embeddings).image
+        found = checked_table(distances, indices, metric, x)
+        return cls(*found, np.arange(len(found[0])))
+
+    @classmethod
+    def from_graph(cls, graph: Any, *, metric: str, embeddings: Any = None) -> Neighbours:
+        """The same of a sparse matrix of scipy, (n, n), such as scikit-learn's `kneighbors_graph(mode="distance")`.
+
+        cleanlab's `knn_graph` is one too, with metric="cosine" where embeddings have more than 3 dimensions.
+        """
+        return cls.from_arrays(*from_sparse(graph), metric=metric, embeddings=embeddings)
 
     @property
     def k(self) -> int:

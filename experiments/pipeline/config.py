@@ -15,6 +15,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import conf
+from experiments.pipeline import entry_points
 from experiments.pipeline.quoted_paths import quote_paths
 from experiments.pipeline.renamed import renamed
 
@@ -73,6 +74,7 @@ class Root:
 
 def register() -> None:
     ConfigStore.instance().store(name="schema", node=Root)
+    entry_points.register()
     OmegaConf.register_new_resolver("lookout.run_name", run_name, replace=True)
     OmegaConf.register_new_resolver("lookout.groups", lambda: groups(CONF), replace=True)
 
@@ -115,6 +117,7 @@ def is_plain(arguments: Sequence[str]) -> bool:
 
 def refused(arguments: Sequence[str]) -> str | None:
     """One line on what cannot be composed of the command line; None if it can, or if only Hydra can tell."""
+    entry_points.check(CONF)
     if found := renamed(arguments) or _empty_choice(arguments, CONF):
         return found
     if not is_plain(arguments):
@@ -191,8 +194,8 @@ def _empty_choice(arguments: Sequence[str], folder: Path) -> str | None:
     groups = _groups(folder)
     for key, sign, value in (argument.partition("=") for argument in arguments):
         if sign and not value.strip(" []'\",") and key in groups and not key.startswith("hydra"):
-            choices = sorted(path.stem for path in groups[key].glob("[!_]*.yaml"))
-            return f"{key}={value}: must name at least one choice ({key} is one of {', '.join(choices)})"
+            choices = ", ".join(sorted(entry_points.choices(folder, key)))
+            return f"{key}={value}: must name at least one choice ({key} is one of {choices})"
     return None
 
 
@@ -203,7 +206,7 @@ def _unknown_choice(given: Sequence[tuple[str, str]], folder: Path) -> str | Non
         group = key.partition("@")[0]
         if group not in groups or group.startswith("hydra"):
             continue
-        choices = [path.stem for path in groups[group].glob("[!_]*.yaml")]
+        choices = entry_points.choices(folder, group)
         for name in _names(value):
             if name not in [*choices, "null"]:
                 return _unknown(f"{key}={name}", name, choices, f"{key} is one of", ALIASES.get(group, {}))
@@ -271,7 +274,7 @@ def groups(folder: Path) -> str:
     lines = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        files = sorted(file.stem for file in path.glob("[!_]*.yaml")) if path.is_dir() else []
+        files = sorted(entry_points.choices(folder, name)) if path.is_dir() else []
         if files:
             lines.append(f"{name}: {', '.join(files)}")
     return "\n".join(lines) + "\n"

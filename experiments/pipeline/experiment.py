@@ -20,6 +20,7 @@ from detect.base import INSTALL
 from detect.search.neighbours import NeighbourSearch
 from experiments.data.class_folders import Builtin
 from experiments.pipeline.config_values import check_runtime, check_values, follow_size, settle_size
+from experiments.pipeline.entry_points import package_versions
 from experiments.runtime import distributed
 from experiments.runtime.store import file_digest
 
@@ -219,7 +220,9 @@ class Experiment:
         match part:
             case "attack":
                 files = {path: file_digest(path) for path in self.attack.files}
-                return {"attack": self._resolved("attack"), "files": files, "versions": self.attack.versions}
+                packages = package_versions([type(self.attack), *map(type, self.attack.triggers)])
+                versions = self.attack.versions | packages
+                return {"attack": self._resolved("attack"), "files": files, "versions": versions}
             case "source":
                 return self._source("data", self.source)
             case "test_source":
@@ -245,6 +248,11 @@ class Experiment:
         resolved = OmegaConf.to_container(self.config[group], resolve=True)
         assert isinstance(resolved, dict)
         return {str(key): value for key, value in resolved.items()}
+
+    def detector_versions(self, spec: ScoreSpec) -> dict[str, Any]:
+        """Versions of the code that the scores rest on, and of the package that the detector comes with."""
+        detector = self.detector(spec)
+        return detector.versions() | package_versions([type(detector)])
 
     def detector_identity(self, spec: ScoreSpec) -> dict[str, Any]:
         # The class is part of the configuration (`_target_`).

@@ -261,7 +261,7 @@ def images(run: Run, pairs: PoisonedPairs, model: Any) -> Any:
 @stage(
     "score",
     "scores",
-    version=lambda e, spec: e.detector(spec).versions(),
+    version=lambda e, spec: e.detector_versions(spec),
     reads=("detector",),
     quiet=True,
     inputs=detector_inputs,

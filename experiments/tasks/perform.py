@@ -41,14 +41,10 @@ def carry_out(task: Any, runner: Runner, folder: Path) -> CellCounts:
     result = task.run(runner)
     if not distributed.is_main():
         return CellCounts()
-    rows: Sequence[Mapping[str, Any]]
-    if result is None:  # some of a scan's parts
-        rows = [{"part": task.part, "parts": task.parts}]
-    else:
-        from rich.console import Console
+    from rich.console import Console
 
-        text, rows = _write(result, runner.experiment.source, folder, getattr(task, "gallery", 0))
-        Console(soft_wrap=True).print(text, markup=False, highlight=False)
+    text, rows = _write(result, runner.experiment.source, folder, getattr(task, "gallery", 0))
+    Console(soft_wrap=True).print(text, markup=False, highlight=False)
     _write_rows(rows, folder / "results.csv")
     log.info("results in %s; %s", folder, runner.store)
     scan = getattr(result, "scan", result)

@@ -6,6 +6,8 @@ the same whoever computes which part, a killed scan goes on with the part it was
 
     python run.py -m task=scan task.shards_per_part=16 task.parts=8 task.part=0,1,2,3,4,5,6,7 ...   # one job each
     python run.py task=scan task.shards_per_part=16 ...                        # finds all parts, ranks, reports
+
+Each of the first jobs also leaves the tables of its parts, which `experiments.tasks.rank` ranks out of core.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from experiments.tasks.domains import domains_of
 from experiments.tasks.duplicates import find_duplicates, table_over_all
 from experiments.tasks.groups import Grouping
 from experiments.tasks.samples import Samples
+from experiments.tasks.scan_parts import ScannedParts
 from experiments.tasks.scan_result import ScanResult, group_numbers, metrics_of, where_from, with_sizes
 
 log = logging.getLogger(__name__)
@@ -46,7 +49,7 @@ class Scan:
         without it (not chosen, or data smaller than its k) the mean of the ranks of SLOF, LOF and DAO.
     gallery: suspects shown.
     shards_per_part: scan this number of shards at a time; None: everything at once.
-    part, parts: of the parts, compute only every `parts`-th, from the `part`-th on, and report nothing.
+    part, parts: of the parts, compute only every `parts`-th, from the `part`-th on, and leave their tables.
     holdout: share of the data that its reader leaves out, for evaluation; a scan wants all.
     duplicate_cosine: cosine from which pictures are near-duplicates; None: these are not looked for.
     check_sha256: compare the image files with the hashes that img2dataset noted beside them.
@@ -95,18 +98,23 @@ class Scan:
             raise ValueError("task.part needs task.shards_per_part, which says what a part is")
 
     def run(self, runner: Runner) -> Any:
-        """The task's result; None if this was only some of the parts, and on ranks above 0."""
-        return self.scan(runner)
+        """The task's result, or that of some of the parts; None on ranks above 0."""
+        return self.scan(runner) if self.part is None else self.scan_parts(runner, self.part)
+
+    def scan_parts(self, runner: Runner, first: int) -> ScannedParts | None:
+        """Score every `parts`-th part from the `first` on, and rank nothing."""
+        runners = dict(list(enumerate(self.split(runner)[0]))[first :: self.parts])
+        columns: dict[int, dict[str, np.ndarray]] = {}
+        failed: dict[str, str] = {}
+        for number, part in runners.items():
+            log.info("part %d, one of %d of this job", number, len(runners))
+            self._check_part(part)
+            columns[number] = self._scores(part, failed)
+        return ScannedParts(runners, columns, failed, self.parts) if distributed.is_main() else None
 
     def scan(self, runner: Runner) -> ScanResult | None:
         """Score, rank and group."""
         runners, shifts = self.split(runner)
-        if self.part is not None:
-            for number in range(self.part, len(runners), self.parts):
-                log.info("part %d of %d", number, len(runners))
-                self._check_part(runners[number])
-                self._scores(runners[number], {})
-            return None
         failed: dict[str, str] = {}
         scored = []
         for number, part in enumerate(runners):

@@ -119,9 +119,16 @@ def test_scan_ranks_every_sample_and_tells_the_metrics(scanned):
 def test_parts_give_the_scores_of_the_whole(do, shards, model, store):
     split = [*SHARDS, f"data.shards={shards}", f"model.folder={model}", "model=trained", "task.shards_per_part=2"]
     whole = pd.read_parquet(do(*split, f"runtime.store={store}/whole") / "scores.parquet")
+    tables = {}
     for part in (1, 0):  # whoever computes which, in any order
         folder = do(*split, "task.parts=2", f"task.part={part}")
         assert not (folder / "scores.parquet").exists()
+        tables[part] = folder / f"part-{part:05d}.parquet"
+    by_part = pd.concat([pd.read_parquet(tables[part]) for part in (0, 1)]).sort_values("id", ignore_index=True)
+    shared = [name for name in by_part if name in whole]
+    assert {"id", "key", "shard", "url", "caption", "slof", "dao", "status"} <= set(shared)
+    one, other = (table[shared].astype(object).where(table[shared].notna(), None) for table in (by_part, whole))
+    pd.testing.assert_frame_equal(one, other)
     merged = pd.read_parquet(do(*split) / "scores.parquet")
     pd.testing.assert_frame_equal(whole, merged)
     assert merged["id"].is_unique

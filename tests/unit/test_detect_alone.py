@@ -16,8 +16,8 @@ import detect
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OURS = {"analysis", "attacks", "conf", "detect", "experiments", "run"}
-BY_CHOICE = {"datasets", "cleanlab", "pyod", "umap", "submitit", "transformers"}
-"""Imported where a user has chosen a detector, a launcher or a model that needs it."""
+BY_CHOICE = {"datasets", "cleanlab", "duckdb", "pyod", "umap", "submitit", "transformers"}
+"""Imported where a user has chosen a detector, a launcher, a model, a data set or a command that needs it."""
 
 ALONE = """
     import importlib.abc, importlib.metadata, pkgutil, re, sys
@@ -57,7 +57,8 @@ SCORES = """
     import numpy as np
     import detect
     for module in pkgutil.iter_modules(detect.__path__):
-        __import__(f"detect.{module.name}")
+        if module.name != "outliers":  # extends classes of scikit-learn
+            __import__(f"detect.{module.name}")
     x = np.random.default_rng(0).standard_normal((80, 8)).astype(np.float32)
     for name in ("KDistance", "LID", "LOF", "SLOF", "DAO"):
         for options in ({}, {"scope": "batch", "batch_size": 40}, {"reference_set": x[:50]}, {"normalise": True}):

@@ -255,3 +255,122 @@ def test_a_console_without_the_letters_shows_marks(folder, tmp_path):
     done = subprocess.run(command, env=os.environ | plain, cwd=ROOT, capture_output=True, timeout=120)
     assert (done.returncode, b"240 rows in" in done.stdout) == (0, True)
     assert b"Error" not in done.stderr
+
+
+def parquet(vectors, file, kind="list", **columns):
+    import pyarrow as pa
+    from pyarrow.parquet import write_table
+
+    flat = pa.array(vectors.ravel())
+    made = (
+        pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+        if kind == "fixed"
+        else pa.array([list(row) for row in vectors], pa.list_(pa.from_numpy_dtype(vectors.dtype)))
+    )
+    write_table(pa.table({**columns, "embedding": made}), file, row_group_size=64)
+
+
+@pytest.fixture
+def retrieval(folder):
+    """clip-retrieval's metadata beside the embeddings."""
+    (folder.parent / "metadata").mkdir()
+    for number in range(12):
+        keys = [f"{number:05d}{row:04d}" for row in range(20)]
+        table = pd.DataFrame({"key": keys, "url": "https://a.example/b", "caption": "=cmd()", "NSFW": "UNLIKELY"})
+        table.to_parquet(folder.parent / "metadata" / f"metadata_{number}.parquet", index=False, row_group_size=7)
+    return folder.parent
+
+
+@pytest.mark.parametrize("given", [".", "img_emb", "img_emb/img_emb_*.npy"])
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_clip_retrievals_metadata_are_joined(retrieval, given, ending, tmp_path):
+    out = tmp_path / f"scores.{ending}"
+    main([str(retrieval / given), "--k", "5", "--out", str(out)])
+    table = pd.read_csv(out, dtype={"key": str}) if ending == "csv" else pd.read_parquet(out)
+    assert list(table)[:5] == ["file", "row", "key", "url", "caption"]
+    assert table["key"].tolist() == [f"{number:05d}{row:04d}" for number in range(12) for row in range(20)]
+    assert table.loc[table["rank"].idxmin(), "key"] == "000100003"
+    assert set(table["caption"]) == {"'=cmd()" if ending == "csv" else "=cmd()"}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (
+            lambda folder: (folder / "metadata_3.parquet").unlink(),
+            "img_emb_3.npy has no metadata_<n>",
+        ),
+        (
+            lambda folder: pd.DataFrame({"key": ["a"]}).to_parquet(folder / "metadata_3.parquet"),
+            "must have a row for each of the 20 of",
+        ),
+    ],
+)
+def test_metadata_that_do_not_fit_are_refused(retrieval, spoil, said, tmp_path, capsys):
+    spoil(retrieval / "metadata")
+    with pytest.raises(SystemExit):
+        main([str(retrieval), "--k", "5", "--out", str(tmp_path / "scores.csv")])
+    _assert_one_line(capsys, said)
+
+
+@pytest.mark.parametrize("kind", ["list", "fixed"])
+def test_columns_of_vectors_in_parquet_give_the_same_scores(folder, kind, tmp_path):
+    x = whole(folder)
+    parquet(x[:150], tmp_path / "part_2.parquet", kind, key=[f"a{i}" for i in range(150)], width=[3] * 150)
+    parquet(x[150:], tmp_path / "part_10.parquet", kind, key=[f"b{i}" for i in range(90)], width=[3] * 90)
+    main([str(tmp_path / "part_*.parquet"), "--k", "5", "--raw", "--out", str(tmp_path / "a.csv")])
+    main([str(folder), "--k", "5", "--raw", "--out", str(tmp_path / "b.csv")])
+    ours, other = pd.read_csv(tmp_path / "a.csv"), pd.read_csv(tmp_path / "b.csv")
+    pd.testing.assert_frame_equal(ours[["slof", "lof", "dao", "rank"]], other[["slof", "lof", "dao", "rank"]])
+    assert ours["key"].tolist() == [*(f"a{i}" for i in range(150)), *(f"b{i}" for i in range(90))]
+
+
+def test_more_rows_than_fit_are_scored_in_parts(folder, tmp_path):
+    main([str(folder), "--k", "5", "--part-rows", "90", "--raw", "--out", str(tmp_path / "a.csv")])
+    x = whole(folder)
+    expected = [SLOF(k=5, scope="batch").score(x[begin : begin + 80]) for begin in (0, 80, 160)]
+    table = pd.read_csv(tmp_path / "a.csv")
+    np.testing.assert_allclose(table["slof"], np.concatenate(expected), rtol=1e-6)
+    assert sorted(table["rank"]) == list(range(1, 241))
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "said"),
+    [
+        (lambda file: pd.DataFrame({"a": [1.0]}).to_parquet(file), [], "and there is none among a; choose with"),
+        (
+            lambda file: pd.DataFrame({"a": [[1.0]], "b": [[2]]}).to_parquet(file),
+            [],
+            "of a, b; choose with",
+        ),
+        (lambda file: pd.DataFrame({"a": [[1.0]]}).to_parquet(file), ["--column", "b"], "got no such column"),
+        (
+            lambda file: pd.DataFrame({"a": ["x"]}).to_parquet(file),
+            ["--column", "a"],
+            "column a of vectors, got ",
+        ),
+        (lambda file: pd.DataFrame({"a": [[1.0, 2], [3.0]]}).to_parquet(file), [], "2 numbers in a, but one has 1"),
+        (lambda file: pd.DataFrame({"a": [[1.0, 2], None]}).to_parquet(file), [], "2 numbers in a, but one has 0"),
+        (lambda file: pd.DataFrame({"a": [[1.0, None]] * 3}).to_parquet(file), [], "numbers"),
+        (lambda file: pd.DataFrame({"a": [[], []]}).to_parquet(file), [], "x.parquet"),
+        (
+            lambda file: pd.DataFrame({"a": [[1.0, np.inf]] * 3}).to_parquet(file),
+            [],
+            "infinite or too large",
+        ),
+        (lambda file: file.write_text("no"), [], "is no Parquet file"),
+        (lambda file: None, ["--part-rows", "1"], "--part-rows must be at least 2, got 1"),
+    ],
+)
+def test_parquet_files_that_hold_no_vectors_are_refused(make, options, said, tmp_path, capsys):
+    make(tmp_path / "x.parquet")
+    with pytest.raises(SystemExit) as stop:
+        main([str(tmp_path / "x.parquet"), *options, "--out", str(tmp_path / "scores.csv")])
+    assert stop.value.code == 2
+    _assert_one_line(capsys, said)
+
+
+def test_a_pattern_without_files_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "*.npy")])
+    _assert_one_line(capsys, "no file matches")
