@@ -3,6 +3,7 @@ from .clean import Threshold as Threshold
 from .defences import Defence as Defence
 from .defences import Defences as Defences
 from .groups import Grouping as Grouping
+from .inspection import Inspect as Inspect
 from .inversion import Invert as Invert
 from .retrain import CleanAndRetrain as CleanAndRetrain
 from .scan import Scan as Scan
