@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from experiments.clip.inversion import Choices, InversionConfig, InvertedTrigger
 from experiments.data.test_set import read_classes
@@ -141,7 +141,7 @@ def _size(trigger: InvertedTrigger) -> float:
 
 @functools.lru_cache(maxsize=1)
 def _runner(config: str) -> Runner:
-    return Runner.of(OmegaConf.create(config))
+    return Runner.of(DictConfig(OmegaConf.create(config)))
 
 
 @functools.lru_cache(maxsize=1)

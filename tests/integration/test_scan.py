@@ -18,6 +18,7 @@ from experiments.data.damage import TooMuchDamage
 from experiments.data.shapes.export import LEFT_OUT, Export
 from experiments.pipeline import config as schema
 from experiments.pipeline.runner import Runner
+from experiments.runtime.store import file_digest
 from experiments.tasks.perform import perform
 
 ROOT = Path(__file__).parents[2]
@@ -366,15 +367,18 @@ def test_defences_meet_the_same_poison(do, scanned, store):
     assert len((folder / "summary.md").read_text().splitlines()) == 4 + len(rows)
     # With next to no learning rate, the fine-tuned model is the one it started from, wherever that lies.
     metas = [json.loads(meta.read_text()) for meta in store.glob("train/*/meta.json")]
-    tuned = next(meta for meta in metas if meta["config"]["model_spec"]["model"].get("finetune"))
-    start = next(
-        m
-        for m in metas
-        if m["config"]["model_spec"]["model"].get("_target_", "").endswith("SmallCLIP")
-        and m["config"]["training"]["loss"]["_target_"].endswith(".CLIPLoss")
-        and "train_ids" not in m["inputs"]
-        and "plan" in m["inputs"]
+    tuned = next(
+        meta
+        for meta in metas
+        if meta["config"]["model_spec"]["model"].get("finetune")
+        and meta["config"]["training"]["loss"]["_target_"].endswith("CleanCLIPLoss")
     )
+    digest = tuned["config"]["model_spec"]["files"]["weights.safetensors"]
+    weights = {meta["key"]: store / "train" / meta["key"] / "weights.safetensors" for meta in metas}
+    start = next(meta for meta in metas if file_digest(weights[meta["key"]]) == digest)
+    assert start["config"]["model_spec"]["model"]["_target_"].endswith("SmallCLIP")
+    assert "train_ids" not in start["inputs"]
+    assert "plan" in start["inputs"]
     one, other = (load_file(store / "train" / meta["key"] / "weights.safetensors") for meta in (tuned, start))
     assert all(torch.allclose(one[name], other[name], atol=1e-5) for name in one if not name.startswith("visual."))
     assert set(tuned["config"]["model_spec"]["files"]) == {"model.json", "weights.safetensors"}
