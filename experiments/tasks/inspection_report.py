@@ -25,6 +25,11 @@ MISSES = (
     "captions that were poisoned without a trigger. No alarm does not prove that a model is clean."
 )
 
+ALONE = (
+    "Without a clean model to compare with, the test is weak, as classes differ by nature: give task.references, "
+    "two or more clean models."
+)
+
 
 @dataclass(frozen=True)
 class Inspection:
@@ -140,6 +145,7 @@ class Inspection:
             "",
             f"A trigger was inverted for each of {count} classes, and the logarithms of the masks' sizes were "
             f"compared {compared}. If these values are normal, {100 * rate:g} % of clean models raise an alarm.",
+            *([ALONE] if not self.references else []),
             *([f"For {failed} classes no trigger was found; they count as the whole image."] if failed else []),
             "",
             *markdown_table(["class", "z", "mask", "success", "before"], cells),

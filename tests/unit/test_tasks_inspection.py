@@ -88,6 +88,7 @@ def test_no_alarm_proves_nothing_and_says_so(tmp_path):
     text, rows = inspection([0.05, *AREAS[1:]]).write(tmp_path)
     assert rows[0]["verdict"] == "no alarm"
     assert "does not prove that a model is clean" in text
+    assert "give task.references" in text  # without one the test is weak
 
 
 def test_a_model_whose_classes_mostly_have_no_trigger_is_undecided(tmp_path):
