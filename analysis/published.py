@@ -4,6 +4,9 @@
 the authors' own pages, or `quoted` by others and not checked against the paper. Two numbers stand beside each other
 only where scale, model, data set and attack agree, for accuracy and attack success also the set of images that they
 were measured on, for AUROC the detector, on raw embeddings.
+
+A checkpoint of the authors (`experiment=published_models`) counts as the model, data set and attack that it was
+trained with; poisons are planted in other data here, which `our_setting` names.
 """
 
 from __future__ import annotations
@@ -51,6 +54,8 @@ COLUMNS = [
 ]
 OF_SCORES = ("convention", "modality", "k", "scope_size", "rate")
 OF_MODELS = ("rate", "epochs")
+CHECKPOINT = re.compile(r"clip_backdoor_([a-z0-9]+(?:_b16)?)_(cc3m|cc12m|redcaps)_")
+"""How the authors name a checkpoint: `hf-hub:hanxunh/clip_backdoor_<model>_<data>_<attack>`."""
 
 
 def known() -> pd.DataFrame:
@@ -68,7 +73,12 @@ def side_by_side(summaries: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    ours = [row for rows in summaries.values() for row in rows.to_dict("records") if row.get("scale") == "paper"]
+    ours = [
+        _of_checkpoint(row)
+        for rows in summaries.values()
+        for row in rows.to_dict("records")
+        if row.get("scale") == "paper"
+    ]
     lines, used = [], set()
     for row in known().to_dict("records"):
         line = {column: str(row.get(column, "")) for column in COLUMNS}
@@ -83,7 +93,21 @@ def side_by_side(summaries: dict[str, pd.DataFrame]) -> pd.DataFrame:
             line = dict.fromkeys(COLUMNS, "") | {"quantity": "auroc", "attack": str(cell["case"])}
             line |= {column: str(cell.get(column) or "") for column in ("model", "data", "detector")}
             lines.append(line | _shown([cell], "auroc", ""))
+    for cell in {(c["model"], c["data"], c["case"]): c for c in ours if c.get("planted_in")}.values():
+        if cell.get("asr") == cell.get("asr") and cell.get("asr") is not None:
+            line = dict.fromkeys(COLUMNS, "") | {"quantity": "asr", "attack": str(cell["case"])}
+            line |= {column: str(cell.get(column) or "") for column in ("model", "data", "test_set")}
+            lines.append(line | _shown([cell], "asr", "%"))
     return pd.DataFrame(lines, columns=COLUMNS)
+
+
+def _of_checkpoint(cell: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The cell, if its model is one of the authors' checkpoints with what that was trained with."""
+    found = CHECKPOINT.search(str(cell.get("model", "")))
+    if found is None:
+        return dict(cell)
+    case = {"sig_blended": "sig", "wanet_field": "wanet"}.get(str(cell["case"]), cell["case"])
+    return dict(cell) | {"model": found[1], "data": found[2], "case": case, "planted_in": cell.get("data")}
 
 
 def _alike(cell: Mapping[Any, Any], row: Mapping[Any, Any]) -> bool:
@@ -109,7 +133,8 @@ def _shown(cells: Sequence[Mapping[Any, Any]], quantity: str, unit: str) -> dict
     if len(cells) == 1 and spread == spread:
         shown += f" ± {100 * spread:.2f}" if unit == "%" else f" ± {number(spread)}"
     setting = {name: cells[0].get(name) for name in (OF_SCORES if quantity == "auroc" else OF_MODELS)}
-    said = [f"{name} {_short(value)}" for name, value in setting.items() if value is not None and value == value]
+    said = [f"authors' checkpoint, planted in {cells[0]['planted_in']}"] if cells[0].get("planted_in") else []
+    said += [f"{name} {_short(value)}" for name, value in setting.items() if value is not None and value == value]
     return {"ours": shown, "our_setting": ", ".join(said)}
 
 

@@ -98,6 +98,7 @@ _ATTACKS = {
     "badnets": "BadNets",
     "blended": "Blended",
     "wanet": "WaNet",
+    "wanet_field": "WaNet, given field",
     "sig": "SIG",
     "sig_blended": "SIG, blended",
     "nashville": "Nashville",

@@ -233,7 +233,7 @@ class Experiment:
                 device = distributed.device(self.config.runtime.device)
                 precision = {"precision": self.training.resolved_precision(device)}
                 processes = {} if self.training.sync_batch_norm else {"processes": distributed.world_size()}
-                return self._resolved("train") | precision | processes
+                return self._training() | precision | processes
             case "threads":  # on a GPU they make no difference
                 device = distributed.device(self.config.runtime.device)
                 return (self.threads or os.cpu_count()) if device == "cpu" else None
@@ -271,6 +271,13 @@ class Experiment:
         config.pop("max_damaged", None)  # a higher limit takes up what a refused build has left
         if hasattr(source, "fingerprint"):
             config["fingerprint"] = source.fingerprint()
+        return config
+
+    def _training(self) -> dict[str, Any]:
+        """The training's configuration; a file that it reads counts by its content, wherever it lies."""
+        config = self._resolved("train")
+        if files := getattr(self.training.augment, "files", ()):
+            config["augment"] = config["augment"] | {"trigger": file_digest(files[0])}
         return config
 
     def _model(self) -> dict[str, Any]:

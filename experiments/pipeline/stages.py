@@ -21,6 +21,7 @@ from experiments.pipeline import values as stored
 from experiments.pipeline.detector_inputs import detector_inputs
 from experiments.pipeline.experiment import ScoreSpec, own_test_set
 from experiments.pipeline.graph import STAGES, Call, Run, stage
+from experiments.pipeline.inversion_stage import OPTIONS, invert
 from experiments.pipeline.rows import RunMetadata, write_cell
 from experiments.pipeline.values import DataSet, Poisoning, Scored, Trained, measure_model, with_targets
 from experiments.runtime.peak_memory import peak_memory
@@ -166,6 +167,9 @@ def measure(run: Run, model: Any, test: TestSet, poisoning: Poisoning, clean: An
     return measure_model(model, with_targets(test, run.targets), poisoning, clean)
 
 
+stage("invert", "inverted", form=stored.INVERTED, **OPTIONS)(invert)
+
+
 # --- embeddings ---------------------------------------------------------------------------------------------------
 
 
@@ -250,12 +254,9 @@ def captions(run: Run, pairs: PoisonedPairs) -> list[str]:
 def images(run: Run, pairs: PoisonedPairs, model: Any) -> Any:
     """rows -> images as the model sees them"""
 
-    def pixels(rows: np.ndarray) -> Any:
-        import torch
+    import torch
 
-        return model.pixels(torch.from_numpy(pairs.images(rows)))
-
-    return pixels
+    return lambda rows: model.pixels(torch.from_numpy(pairs.images(rows)))
 
 
 @stage(

@@ -1,9 +1,12 @@
-"""The table that a sweep ends with: a line for each job, with what it varied and the AUROC of each detector."""
+"""The table that a sweep ends with: a line for each job, with what it varied and the AUROC of each detector, or the
+verdict on its model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from experiments.runtime.safe_text import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,7 +30,7 @@ def sweep_table(jobs: Mapping[str, Mapping[str, Any]], rows: Sequence[Mapping[st
             found.setdefault(row["job"], {}).setdefault(row["detector"], _number(row.get("auroc")))
     detectors = list(dict.fromkeys(name for row in rows if (name := row.get("detector"))))
     if not detectors:
-        return None
+        return _verdict_table(jobs, rows) if any(row.get("verdict") for row in rows) else None
     table = Table(
         box=SIMPLE_HEAD,
         pad_edge=False,
@@ -45,6 +48,38 @@ def sweep_table(jobs: Mapping[str, Mapping[str, Any]], rows: Sequence[Mapping[st
             continue
         cells = found.get(name, {})
         table.add_row(said, _number(metadata.get(name, {}).get("asr")), *(cells.get(one, "–") for one in detectors))
+    return table
+
+
+def _verdict_table(jobs: Mapping[str, Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Of inspections: each model's verdict, and how many were wrong where it is known what was planted."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    once = {row["trained"]: row for row in reversed(rows) if row.get("trained")}.values()  # each model
+    planted = [row for row in once if str(row.get("backdoored")) == "True"]
+    clean = [row for row in once if str(row.get("backdoored")) == "False"]
+    found = [row for row in planted if row["verdict"] == "backdoored"]
+    named = sum(row.get("smallest") in str(row.get("target")).split(", ") for row in found)
+    alarms = sum(row["verdict"] == "backdoored" for row in clean)
+    table = Table(
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        caption_justify="left",
+        caption=f"{len(planted)} backdoored models (attack success of at least .5): {len(found)} found, {named} by "
+        f"their target, {len(planted) - len(found)} missed; {len(clean)} others: {alarms} false alarms"
+        + f"; the first {LONGEST} jobs"
+        * (len(jobs) > LONGEST),
+    )
+    table.add_column("job")
+    for heading in ("ASR", "verdict", "class", "z", "threshold"):
+        table.add_column(heading, justify="right" if heading in ("ASR", "z", "threshold") else "left")
+    by_job = {row["job"]: row for row in rows}
+    for name, said in list(_told_apart(jobs).items())[:LONGEST]:
+        row = by_job.get(name, {})
+        verdict = str(row.get("verdict") or "–") if jobs[name]["status"] == "ok" else "failed"
+        numbers = [_number(row.get(key)) for key in ("asr", "z", "threshold")]
+        table.add_row(said, numbers[0], verdict, printable(row.get("smallest") or "–"), *numbers[1:])
     return table
 
 

@@ -17,6 +17,7 @@ from experiments.data.pairs import ArrayPairs, TestSet, open_pairs, open_test
 from experiments.runtime import distributed
 
 if TYPE_CHECKING:
+    from experiments.clip.inversion import InvertedTrigger
     from experiments.clip.model import TrainedModel
     from experiments.data.file_pairs import FilePairs
     from experiments.data.jpeg_batches import JPEGDecoder
@@ -118,6 +119,17 @@ def _save_patch(patch: np.ndarray, folder: Path) -> None:
     Image.fromarray(patch).save(folder / PATCH_FILE)
 
 
+def _save_inverted(trigger: InvertedTrigger, folder: Path) -> None:
+    if distributed.is_main():
+        trigger.save(folder)
+
+
+def _load_inverted(entry: Entry) -> InvertedTrigger:
+    from experiments.clip.inversion import InvertedTrigger
+
+    return InvertedTrigger.load(entry.path)
+
+
 def _save_measures(measures: dict[str, Any], folder: Path) -> None:
     (folder / "measures.json").write_text(json.dumps(measures))
 
@@ -169,6 +181,7 @@ PLAN = Form(
 )
 MODEL = Form(lambda entry: Trained(entry.path))
 MEASURES = Form(lambda entry: json.loads((entry.path / "measures.json").read_text()), _save_measures)
+INVERTED = Form(_load_inverted, _save_inverted)
 EMBEDDINGS = Form(_load_embeddings, _save_embeddings)
 PATCH = Form(lambda entry: str(entry.path / PATCH_FILE), _save_patch)
 DRIFT = _array("drift.npy")

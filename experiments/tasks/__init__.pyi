@@ -3,6 +3,9 @@ from .clean import Threshold as Threshold
 from .defences import Defence as Defence
 from .defences import Defences as Defences
 from .groups import Grouping as Grouping
+from .inspection import Inspect as Inspect
 from .inversion import Invert as Invert
+from .repair import Repair as Repair
+from .repair import RepairModel as RepairModel
 from .retrain import CleanAndRetrain as CleanAndRetrain
 from .scan import Scan as Scan

@@ -57,6 +57,23 @@ class Defence:
             OmegaConf.update(config, name, value, merge=False)  # a loss is replaced, with all its weights
         return config
 
+    def check(self, experiment: Experiment) -> None:
+        """Refuse, before any work, settings that cannot be trained with."""
+        from hydra.utils import instantiate
+
+        training = instantiate(self.training(experiment))
+        pairs = getattr(experiment.source, "pairs", None)
+        if self.finetune and pairs and round(self.finetune * pairs) < training.batch_size:
+            raise ValueError(
+                f"task.ways: finetune of {self.name} must leave a batch of {training.batch_size} pairs, "
+                f"got {self.finetune} of {pairs}"
+            )
+
+    @property
+    def extra_passes(self) -> int:
+        """Images that pass through the model beside the training."""
+        return 0
+
     def runner(self, runner: Runner) -> Runner:
         """What is trained, which for a fine-tuning first trains `runner`'s model."""
         training = self.training(runner.experiment)
@@ -97,24 +114,16 @@ class Defences:
 
     def check(self, experiment: Experiment) -> None:
         """Refuse, before any work, settings of a way that cannot be trained with."""
-        from hydra.utils import instantiate
-
         self.suspects.check(experiment, "defences")
-        pairs = getattr(experiment.source, "pairs", None)
         for way in self.ways.values():
-            training = instantiate(way.training(experiment))
-            if way.finetune and pairs and round(way.finetune * pairs) < training.batch_size:
-                raise ValueError(
-                    f"task.ways: finetune of {way.name} must leave a batch of {training.batch_size} pairs, "
-                    f"got {way.finetune} of {pairs}"
-                )
+            way.check(experiment)
 
     def run(self, runner: Runner) -> Retrained | None:
         truth = runner.value("truth")
         rows = [training_row(runner, "undefended", truth) | {"trainings": 1.0}]
         for way in self.ways.values():
             tried = way.runner(runner)
-            cost = _passes(tried) / _passes(runner) + (way.finetune is not None)
+            cost = (_passes(tried) + way.extra_passes) / _passes(runner) + (way.finetune is not None)
             rows.append(training_row(tried, way.name, truth) | {"trainings": cost})
         order, _ = self.suspects.found(runner)
         for share in self.shares:

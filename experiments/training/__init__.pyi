@@ -5,5 +5,7 @@ from .losses import CleanCLIPLoss as CleanCLIPLoss
 from .losses import CLIPLoss as CLIPLoss
 from .losses import CyCLIPLoss as CyCLIPLoss
 from .losses import SigLIPLoss as SigLIPLoss
+from .painted import Painted as Painted
+from .par import PAR as PAR
 from .roclip import RoCLIP as RoCLIP
 from .safeclip import SafeCLIP as SafeCLIP

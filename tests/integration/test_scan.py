@@ -20,6 +20,7 @@ from experiments.data.damage import TooMuchDamage
 from experiments.data.shapes.export import LEFT_OUT, Export
 from experiments.pipeline import config as schema
 from experiments.pipeline.runner import Runner
+from experiments.runtime.store import file_digest
 from experiments.tasks.perform import perform
 
 ROOT = Path(__file__).parents[2]
@@ -358,6 +359,23 @@ def test_inversion_reports_a_mask_and_its_success(do, scanned):
     assert (folder / "trigger.png").exists()
 
 
+def test_an_inspection_gives_one_verdict_and_goes_on_where_it_was(do, store):
+    settings = ("steps=3", "images=8", "batch=8", "success=0.1")
+    tiny = [*TINY, "data.classes=6", "task=inspect", "attack=badnets", *(f"task.{one}" for one in settings)]
+    folder = do(*tiny, "runtime.workers=2")
+    (row,) = pd.read_csv(folder / "results.csv").to_dict("records")
+    assert row["verdict"] in ("backdoored", "no alarm", "undecided")
+    assert row["classes"] == len(pd.read_csv(folder / "classes.csv")) == 6
+    assert (folder / "triggers.png").exists()
+    entries = {file: file.stat().st_mtime_ns for file in (store / "invert").glob("*/meta.json")}
+    assert len(entries) == 6
+    again = do(*tiny, f"task.references=[{store / 'train' / row['trained']}]")
+    assert all(file.stat().st_mtime_ns == time for file, time in entries.items())
+    (compared,) = pd.read_csv(again / "results.csv").to_dict("records")
+    assert compared["references"] == 1
+    assert compared["z"] == 0  # a model compared with itself
+
+
 def test_clean_and_retrain_compares_with_clean_data_and_chance(do, scanned):
     tiny = [option.replace("[slof,dao]", "[tandem,slof]") for option in TINY]
     folder = do(*tiny, "task=clean_and_retrain", "task.shares=[0.1]", "task.random_shares=[0.1]")
@@ -370,7 +388,7 @@ def test_clean_and_retrain_compares_with_clean_data_and_chance(do, scanned):
 
 def test_defences_meet_the_same_poison(do, scanned, store):
     tiny = [option.replace("[slof,dao]", "[tandem,slof]") for option in TINY]
-    ways = [f"task.ways.{way}" for way in ("cleanclip", "roclip", "safeclip")]
+    ways = [f"task.ways.{way}" for way in ("cleanclip", "roclip", "safeclip", "par", "repair")]
     folder = do(
         *tiny,
         "task=defences",
@@ -380,25 +398,37 @@ def test_defences_meet_the_same_poison(do, scanned, store):
         f"{ways[1]}.train.epochs=2",
         f"{ways[2]}.train.epochs=3",
         f"{ways[2]}.train.loss.unimodal=1",
+        *(f"{way}.{setting}" for way in ways[3:] for setting in ("finetune=0.25", "train.epochs=1")),
+        *(f"{ways[4]}.inversion.{setting}" for setting in ("steps=2", "batch=8", "images=8")),
     )
     rows = pd.read_csv(folder / "results.csv").set_index("trained_on")
-    names = ["undefended", "CleanCLIP, fine-tuned", "RoCLIP", "SafeCLIP"]
+    names = [
+        "undefended",
+        "CleanCLIP, fine-tuned",
+        "RoCLIP",
+        "SafeCLIP",
+        "PAR, fine-tuned",
+        "repaired after inversion",
+    ]
     assert list(rows.index) == [*names, "retrained, 10 % less by the ranking", "clean data"]
-    assert list(rows["poisons_left"].drop(rows.index[4])) == [20, 20, 20, 20, 0]
-    assert list(rows["trainings"]) == [1, 1 + 2 * 0.25, 2, 2 * 3, 1.9, 1]
+    assert list(rows["poisons_left"].drop(rows.index[6])) == [20, 20, 20, 20, 20, 20, 0]
+    assert list(rows["trainings"]) == [1, 1 + 2 * 0.25, 2, 2 * 3, 1 + 0.25, 1 + 0.25 + 2 * 8 / 400, 1.9, 1]
     assert rows["asr"].between(0, 1).all()
     assert len((folder / "summary.md").read_text().splitlines()) == 4 + len(rows)
     # With next to no learning rate, the fine-tuned model is the one it started from, wherever that lies.
     metas = [json.loads(meta.read_text()) for meta in store.glob("train/*/meta.json")]
-    tuned = next(meta for meta in metas if meta["config"]["model_spec"]["model"].get("finetune"))
-    start = next(
-        m
-        for m in metas
-        if m["config"]["model_spec"]["model"].get("_target_", "").endswith("SmallCLIP")
-        and m["config"]["training"]["loss"]["_target_"].endswith(".CLIPLoss")
-        and "train_ids" not in m["inputs"]
-        and "plan" in m["inputs"]
+    tuned = next(
+        meta
+        for meta in metas
+        if meta["config"]["model_spec"]["model"].get("finetune")
+        and meta["config"]["training"]["loss"]["_target_"].endswith("CleanCLIPLoss")
     )
+    digest = tuned["config"]["model_spec"]["files"]["weights.safetensors"]
+    weights = {meta["key"]: store / "train" / meta["key"] / "weights.safetensors" for meta in metas}
+    start = next(meta for meta in metas if file_digest(weights[meta["key"]]) == digest)
+    assert start["config"]["model_spec"]["model"]["_target_"].endswith("SmallCLIP")
+    assert "train_ids" not in start["inputs"]
+    assert "plan" in start["inputs"]
     one, other = (load_file(store / "train" / meta["key"] / "weights.safetensors") for meta in (tuned, start))
     assert all(torch.allclose(one[name], other[name], atol=1e-5) for name in one if not name.startswith("visual."))
     assert set(tuned["config"]["model_spec"]["files"]) == {"model.json", "weights.safetensors"}

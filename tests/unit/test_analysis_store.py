@@ -264,6 +264,16 @@ def test_unlike_data_and_test_sets_are_never_compared(summary, changes, compared
     assert set(both["quantity"]) == compared
 
 
+def test_a_checkpoint_of_the_authors_stands_for_the_data_that_it_was_trained_on(summary):
+    changes = {"data": "folders", "model": "hf-hub:hanxunh/clip_backdoor_rn50_cc3m_badnets", "epochs": 0}
+    table = published.side_by_side({"group": at_papers_scale(summary[summary.case == "badnets"], **changes)})
+    both = table[(table.paper != "") & (table.ours != "")]
+    assert set(both["quantity"]) == {"zero_shot_top1", "auroc"}
+    assert both["our_setting"].str.startswith("authors' checkpoint, planted in folders").all()
+    (rate,) = table[(table.quantity == "asr") & (table.paper == "") & (table.ours != "")].to_dict("records")
+    assert (rate["model"], rate["data"], rate["attack"]) == ("rn50", "cc3m", "badnets")
+
+
 def test_a_summary_keeps_what_its_cells_were_measured_on(cells, small):
     both = aggregate.aggregate(aggregate.usual(small.assign(test_set="imagenet")), cells)
     assert set(both["test_set"]) == {"imagenet"}

@@ -147,6 +147,43 @@ def test_wanet_samples_the_image_at_the_displaced_points():
     assert np.abs(out - expected).max() <= 0.5 + 1e-3
 
 
+def test_wanet_takes_a_field_from_a_file(tmp_path):
+    """A field that shifts everything by one pixel to the left; what comes from outside is black."""
+    line = np.linspace(-1, 1, 16, dtype=np.float32)
+    points = np.stack(np.meshgrid(line, line), axis=-1)
+    points[..., 0] += 2 / 15
+    np.save(tmp_path / "field.npy", points)
+    torch.save(torch.from_numpy(points)[None], tmp_path / "field.pt")
+    image = np.random.default_rng(0).integers(1, 256, (1, 16, 16, 3), dtype=np.uint8)
+    for name in ("field.npy", "field.pt"):
+        moved = WaNet(field=str(tmp_path / name)).apply(image, [{}])
+        assert np.abs(moved[0, :, :-1].astype(int) - image[0, :, 1:]).max() <= 1
+        assert not moved[0, :, -1].any()
+    assert WaNet(field=str(tmp_path / "field.pt")).files == (str(tmp_path / "field.pt"),)
+
+
+def test_wanet_resizes_a_field_to_the_canvas(tmp_path):
+    line = np.linspace(-1, 1, 8, dtype=np.float32)
+    np.save(tmp_path / "field.npy", np.stack(np.meshgrid(line, line), axis=-1))
+    image = np.random.default_rng(0).integers(0, 256, (2, 20, 20, 3), dtype=np.uint8)
+    assert np.abs(WaNet(field=str(tmp_path / "field.npy")).apply(image, [{}] * 2).astype(int) - image).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (np.zeros((4, 4)), r"\(height, width, 2\) points, got \(4, 4\)"),
+        (np.full((4, 4, 2), np.nan), r"points in \[-1, 1\]"),
+        (np.full((4, 4, 2), 9.0), r"points in \[-1, 1\]"),
+        (np.array([object()]), "a .npy file or a .pt file of one tensor"),
+    ],
+)
+def test_a_file_that_is_no_field_is_refused(tmp_path, content, says):
+    np.save(tmp_path / "field.npy", content, allow_pickle=True)
+    with pytest.raises(ValueError, match=f"WaNet field must .*{says}"):
+        WaNet(field=str(tmp_path / "field.npy"))
+
+
 def test_wanet_field_depends_on_its_seed_alone():
     one, same, other = (WaNet(shift=2.5, grid=8, seed=s).apply_one(smooth_canvas(), {}) for s in (1, 1, 2))
     assert np.array_equal(one, same)

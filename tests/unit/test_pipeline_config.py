@@ -227,6 +227,8 @@ def test_values_of_the_wrong_kind_are_named(override, says):
         ("clean", "remove.count"),
         ("invert", "images"),
         ("invert", "lr"),
+        ("inspect", "steps"),
+        ("inspect", "false_alarms"),
         ("defences", "holdout"),
         ("defences", "ways.cleanclip.finetune"),
         ("clean_and_retrain", "groups"),

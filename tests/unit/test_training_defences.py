@@ -17,9 +17,12 @@ from training_example import TINY_CONV, Noise, TinyViT
 from experiments.clip.from_store import Trained
 from experiments.pipeline import config as schema
 from experiments.tasks.defences import Defence
+from experiments.tasks.repair import Repair
 from experiments.training.batches import Schedule, Shift, Steps
 from experiments.training.config import TrainConfig
-from experiments.training.losses import CleanCLIPLoss, CLIPLoss, Features
+from experiments.training.losses import CleanCLIPLoss, CLIPLoss, CyCLIPLoss, Features
+from experiments.training.painted import Painted
+from experiments.training.par import PAR
 from experiments.training.roclip import RoCLIP
 from experiments.training.safeclip import SafeCLIP
 from experiments.training.stateful_losses import Pool, StatelessLoss, initial_state
@@ -292,7 +295,13 @@ def test_ways_of_the_experiment_can_be_trained(scale):
     ways = instantiate(config.task).ways
     experiment = SimpleNamespace(config=config)
     trainings = {name: instantiate(way.training(experiment)) for name, way in ways.items()}
-    assert [type(training.loss) for training in trainings.values()] == [CleanCLIPLoss, RoCLIP, SafeCLIP]
+    assert [type(training.loss) for training in trainings.values()] == [
+        CleanCLIPLoss,
+        RoCLIP,
+        SafeCLIP,
+        PAR,
+        CyCLIPLoss,
+    ]
     assert {training.batch_size for training in trainings.values()} == {config.train.batch_size}
     assert trainings["cleanclip"].lr < config.train.lr == trainings["roclip"].lr
     assert config.train.loss._target_.endswith("CyCLIPLoss")  # the experiment's own settings are as they were
@@ -316,3 +325,86 @@ def test_fine_tuning_starts_from_the_weights_of_the_folder(tmp_path):
     state = model.clip.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in again.clip.state_dict().items())
     assert again.tokenizer(["red kite"]).tolist() == model.tokenizer(["red kite"]).tolist()
+
+
+def test_par_moves_away_up_to_its_threshold(batches):
+    features = batches[0]
+    state = PAR(threshold=2.0).initial_state(12, 3, 0)
+    generator = torch.Generator().manual_seed(5)
+    before = unit(generator, 12), unit(generator, 12)
+    state.image, state.text = before
+    rows = torch.tensor([7, 1, 11, 0, 3, 5])
+    image, text = features.image.clone().requires_grad_(), features.text.clone().requires_grad_()
+    loss = state(Features(image, text, features.scale), rows, 0)
+    plain = float(CLIPLoss()(Features(features.image, features.text, features.scale)))
+    distances = [
+        float(
+            np.mean([((a - b) ** 2).sum() for a, b in zip(now.detach().numpy(), then[rows].numpy(), strict=True)])
+        )
+        for now, then in ((image, before[0]), (text, before[1]))
+    ]
+    expected = plain - 0.5 * sum(d for d in distances if d <= 2.0)
+    assert float(loss.detach()) == pytest.approx(expected, abs=1e-9)
+    near = PAR(threshold=4.0).initial_state(12, 3, 0)
+    near.image, near.text = before
+    assert float(near(features, rows, 0)) == pytest.approx(plain - 0.5 * sum(distances), abs=1e-9)
+
+
+def test_par_remembers_the_model_it_began_with_over_a_resume(tmp_path):
+    pairs = Noise(24)
+    config = TrainConfig(epochs=2, batch_size=8, lr=1e-3, warmup_epochs=0, loss=PAR(), augment=None)
+    whole = train(TinyViT(), config, pairs, make(tmp_path / "whole"), seed=0, checkpoint_seconds=0)
+    trainer = Trainer(TinyViT().build(pairs.captions), config, pairs, make(tmp_path / "cut"), 0, "cpu")
+    state = trainer.loss_state
+    state.on_epoch_start(0, trainer.model, pairs, 0)
+    assert state.image.shape == state.text.shape == (24, 16)
+    first = state.image.clone()
+    state.on_epoch_start(1, trainer.model, pairs, 0)
+    assert torch.equal(state.image, first)
+    other = PAR().initial_state(24, 3, 0)
+    other.load_state_dict(state.state_dict())
+    assert torch.equal(other.image, first)
+    assert whole.clip is not None
+
+
+def make(folder):
+    folder.mkdir()
+    return folder
+
+
+def test_painted_images_carry_the_trigger_at_the_share_asked_for(tmp_path):
+    mask, pattern = np.zeros((8, 8), np.float32), np.ones((8, 8, 3), np.float32)
+    mask[2, 3] = 1
+    np.savez(tmp_path / "trigger.npz", mask=mask, pattern=pattern)
+    painted = Painted(str(tmp_path / "trigger.npz"), share=0.5, augment=Shift(1))
+    images = np.full((400, 8, 8, 3), 50, np.uint8)
+    drawn = painted.draw(np.random.default_rng(0), 400)
+    first, again = painted.apply(images, drawn), painted.apply(images, drawn)
+    assert np.array_equal(first, again)
+    carrying = (first == 255).all(axis=3).sum(axis=(1, 2))
+    assert set(carrying) == {0, 1}
+    assert carrying.mean() == pytest.approx(0.5, abs=0.1)
+    assert len(set(np.argwhere((first == 255).all(axis=3))[:, 1])) == 8  # anywhere
+    assert (images == 50).all()
+    fixed = Painted(str(tmp_path / "trigger.npz"), share=1.0, moved=False).apply(images, drawn)
+    assert (fixed[:, 2, 3] == 255).all()
+
+
+def test_a_trigger_of_another_size_is_refused(tmp_path):
+    np.savez(tmp_path / "trigger.npz", mask=np.zeros((4, 4)), pattern=np.zeros((4, 4, 3)))
+    with pytest.raises(ValueError, match="is of 4 pixels a side, the images of 8"):
+        Painted(str(tmp_path / "trigger.npz"), share=1.0).apply(np.zeros((1, 8, 8, 3), np.uint8), np.array([1]))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"finetune": None}, "finetune must lie in"),
+        ({"finetune": 0.1, "painted": 0}, "painted of r must lie in"),
+        ({"finetune": 0.1, "inversion": {"stepz": 3}}, "has no setting 'stepz'"),
+        ({"finetune": 0.1, "inversion": {"steps": 0}}, "steps must be at least 1"),
+    ],
+)
+def test_a_repair_that_cannot_be_done_is_refused(options, says):
+    with pytest.raises(ValueError, match=says):
+        Repair("r", {}, **options)

@@ -1,0 +1,31 @@
+"""The stage `invert`: one inverted trigger, so that an inspection that was killed goes on where it was."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from experiments.data.pairs import TestSet
+
+if TYPE_CHECKING:
+    from experiments.clip.inversion import Choices, InversionConfig, InvertedTrigger
+    from experiments.pipeline.experiment import Experiment
+    from experiments.pipeline.graph import Run
+
+
+def invert(
+    run: Run, model: Any, test: TestSet, clean: Any, *, name: str, among: Choices, how: InversionConfig
+) -> InvertedTrigger:
+    """inverts a trigger for one class or caption: the smallest mask that sends images to it"""
+    from experiments.clip.inversion import images_against, invert
+
+    used, tested = images_against(test, clean, name, how.images, run.seed)
+    return invert(model, among.weights(model), among.names.index(name), used, tested, how, run.seed)
+
+
+def _settings(experiment: Experiment, name: str, among: Choices, how: InversionConfig) -> dict[str, Any]:
+    """What of a call belongs to its key."""
+    return {"name": name, "among": [among.names, among.templates], "how": dataclasses.asdict(how)}
+
+
+OPTIONS: dict[str, Any] = {"reads": ("seed", "threads"), "quiet": True, "key_settings": _settings}
