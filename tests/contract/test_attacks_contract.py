@@ -101,6 +101,11 @@ def test_file_name_is_the_attacks_name_and_the_rate_gives_a_plan(scale, name, we
     assert (attack.count(n) == 0) == (name == "none")
 
 
+def test_the_demo_alone_filters_more_than_once(weights):
+    passes = {scale: load(scale, "nashville", weights).triggers[0].passes for scale in ("demo", "photos", "paper")}
+    assert passes == {"demo": 3, "photos": 1, "paper": 1}
+
+
 def test_number_of_poisons_is_the_rounded_rate(case):
     attack, pairs, plan = case
     assert len(plan) == round(attack.rate * len(pairs))

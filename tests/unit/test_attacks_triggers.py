@@ -195,6 +195,8 @@ def test_nashville_is_the_filter_of_pilgram(canvas):
 
     expected = np.asarray(pilgram.nashville(Image.fromarray(canvas)))
     assert np.array_equal(Nashville().apply_one(canvas, {}), expected)
+    again = np.asarray(pilgram.nashville(Image.fromarray(expected)))
+    assert np.array_equal(Nashville(passes=2).apply_one(canvas, {}), again)
 
 
 def test_identity_returns_an_equal_copy(canvas):
@@ -207,6 +209,7 @@ def test_identity_returns_an_equal_copy(canvas):
     ("make", "words"),
     [
         (lambda: BadNets(size=0), r"BadNets size.*at least 1 pixel.*0"),
+        (lambda: Nashville(passes=0), r"Nashville passes.*at least 1.*0"),
         (lambda: BadNets(place="left"), r"BadNets place.*'random' or 'centre'.*'left'"),
         (lambda: Blended(alpha=0), r"Blended alpha.*above 0 and at most 1.*0"),
         (lambda: Blended(pattern="no-such.png"), r"Blended pattern.*no-such.png"),
