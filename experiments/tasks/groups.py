@@ -18,9 +18,6 @@ attacks 1.1 to 2.0, the strongest group of clean data 0.5.
 
 from __future__ import annotations
 
-import functools
-import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -28,6 +25,7 @@ from typing import Protocol
 import numpy as np
 
 from detect.search.cosine import most_similar
+from experiments.tasks.caption_words import jaccard, leading_caption, words_of
 
 
 class Source(Protocol):
@@ -75,8 +73,9 @@ class Grouping:
     """How suspects are grouped.
 
     suspects: share of the samples, the most suspicious, that groups start from; at most `most_suspects`.
-    near_cosine: cosine from which images count as near-identical.
-    like_cosine: cosine from which images under a near-shared caption are linked.
+    near_cosine: cosine from which images count as near-identical; None: the `near_quantile` of the cosines of
+        samples with their nearest neighbours, as models differ in how close ordinary images lie.
+    like_cosine: cosine from which images under a near-shared caption are linked; None: by `like_quantile`.
     caption_jaccard: share of words in common (Jaccard) from which captions are near-shared.
     smallest: members that a group must have.
     alarm_size, alarm_strength: a group is reported as alarming if it reaches both.
@@ -84,8 +83,10 @@ class Grouping:
 
     suspects: float = 0.02
     most_suspects: int = 20_000
-    near_cosine: float = 0.95
-    like_cosine: float = 0.9
+    near_cosine: float | None = None
+    like_cosine: float | None = None
+    near_quantile: float = 0.99
+    like_quantile: float = 0.9
     caption_jaccard: float = 0.8
     smallest: int = 4
     alarm_size: int = 10
@@ -94,15 +95,18 @@ class Grouping:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
+            if value is None and name in ("near_cosine", "like_cosine"):
+                continue
             if not isinstance(value, (int, float)) or isinstance(value, bool):
                 raise ValueError(f"grouping.{name} must be a number, got {value!r}")
         if not 0 < self.suspects <= 1:
             raise ValueError(f"grouping.suspects must lie in (0, 1], got {self.suspects}")
-        if not 0 < self.like_cosine <= self.near_cosine <= 1:
-            raise ValueError(
-                "grouping needs 0 < like_cosine <= near_cosine <= 1, "
-                f"got like_cosine={self.like_cosine}, near_cosine={self.near_cosine}"
-            )
+        for kind in ("cosine", "quantile"):
+            like, near = (getattr(self, f"{name}_{kind}") for name in ("like", "near"))
+            given = [value for value in (like, near) if value is not None]
+            if given != sorted(given) or not all(0 < value <= 1 for value in given):
+                rule = f"0 < like_{kind} <= near_{kind} <= 1"
+                raise ValueError(f"grouping needs {rule}, got like_{kind}={like}, near_{kind}={near}")
         if not 0 < self.caption_jaccard <= 1:
             raise ValueError(f"grouping.caption_jaccard must lie in (0, 1], got {self.caption_jaccard}")
         if self.smallest < 2:
@@ -133,10 +137,11 @@ class Grouping:
         percentile[order] = 1 - np.arange(n) / max(n - 1, 1)
         count = min(max(round(self.suspects * n), self.smallest), self.most_suspects, n)
         suspects = order[:count]
-        components = self._components(samples, suspects)
+        links = self.links(samples)
+        components = self._components(samples, suspects, links)
         if not components:
             return []
-        grown = self._grow(samples, components, percentile)
+        grown = self._grow(samples, components, percentile, links)
         if not grown:
             return []
         means = {kind: _mean(samples, kind) for kind in ("image", "text")}
@@ -146,20 +151,39 @@ class Grouping:
         ]
         return sorted(groups, key=lambda group: -group.strength)[: self.most_groups]
 
-    def _components(self, samples: Source, suspects: np.ndarray) -> list[np.ndarray]:
+    def links(self, samples: Source, drawn: int = 1000) -> tuple[float, float]:
+        """The cosines `near` and `like`; where they are not given, from `drawn` samples' nearest neighbours."""
+        n = len(samples)
+        if n < 2 or (self.near_cosine is not None and self.like_cosine is not None):
+            return self.near_cosine or 1.0, self.like_cosine or 1.0
+        rows = np.sort(np.random.default_rng(0).choice(n, min(n, drawn), replace=False))
+        queries, nearest = samples.vectors("image", rows), np.full(len(rows), -1.0)
+        for start, block in samples.blocks("image"):
+            cosines = queries @ block.T
+            own = np.flatnonzero((rows >= start) & (rows < start + len(block)))
+            cosines[own, rows[own] - start] = -1
+            np.maximum(nearest, cosines.max(axis=1), out=nearest)
+        near, like = np.quantile(nearest, (self.near_quantile, self.like_quantile))
+        near = (
+            min(float(near), 1 - 1e-4) if self.near_cosine is None else self.near_cosine
+        )  # for data full of copies
+        return near, min(float(like) if self.like_cosine is None else self.like_cosine, near)
+
+    def _components(self, samples: Source, suspects: np.ndarray, links: tuple[float, float]) -> list[np.ndarray]:
         """Linked suspects, (m,) rows each, of at least two; the largest first."""
         from scipy.sparse import coo_matrix
         from scipy.sparse.csgraph import connected_components
 
+        near_cosine, like_cosine = links
         vectors = samples.vectors("image", suspects)
         words = [words_of(samples.captions[row]) for row in suspects]
         left, right = [], []
         for start in range(0, len(suspects), 1024):
             similar = vectors[start : start + 1024] @ vectors.T
-            i, j = np.nonzero(similar >= self.like_cosine)
+            i, j = np.nonzero(similar >= like_cosine)
             keep = i + start < j
             i, j = i[keep], j[keep]
-            near = similar[i, j] >= self.near_cosine
+            near = similar[i, j] >= near_cosine
             alike = [
                 bool(sure) or self._same_caption(words[a + start], words[b])
                 for a, b, sure in zip(i, j, near, strict=True)
@@ -173,8 +197,11 @@ class Grouping:
         parts = [suspects[label == one] for one in np.flatnonzero(np.bincount(label, minlength=number) > 1)]
         return sorted(parts, key=len, reverse=True)[: 4 * self.most_groups]
 
-    def _grow(self, samples: Source, components: list[np.ndarray], percentile: np.ndarray) -> list[np.ndarray]:
+    def _grow(
+        self, samples: Source, components: list[np.ndarray], percentile: np.ndarray, links: tuple[float, float]
+    ) -> list[np.ndarray]:
         """Each component with every sample that is near its centre, or like it under the same caption."""
+        near_cosine, like_cosine = links
         centres = np.stack([_centre(samples.vectors("image", rows)) for rows in components])
         captions = [
             leading_caption([samples.captions[row] for row in rows], self.caption_jaccard)[0] for rows in components
@@ -184,8 +211,8 @@ class Grouping:
         for start, block in samples.blocks("image"):
             similar = centres @ block.T
             for i, near in enumerate(similar):
-                close = np.flatnonzero(near >= self.like_cosine)
-                for_sure = near[close] >= self.near_cosine
+                close = np.flatnonzero(near >= like_cosine)
+                for_sure = near[close] >= near_cosine
                 same = [
                     bool(sure) or self._same_caption(words[i], words_of(samples.captions[start + row]))
                     for row, sure in zip(close, for_sure, strict=True)
@@ -236,30 +263,6 @@ class Grouping:
             strength,
             alarming,
         )
-
-
-@functools.lru_cache(maxsize=1 << 18)
-def words_of(caption: str) -> frozenset[str]:
-    """The words of a caption in lower case, numbers left out: "icon 3" and "icon 4" are one caption."""
-    return frozenset(re.findall(r"[^\W\d_]+", caption.lower()))
-
-
-def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
-    """Share of words in common; 1 for two empty sets."""
-    union = len(a | b)
-    return len(a & b) / union if union else 1.0
-
-
-def leading_caption(captions: Sequence[str], shared: float) -> tuple[str, float]:
-    """The caption that most others come close to, and the share that does."""
-    counts = Counter(captions)
-    sets = {caption: words_of(caption) for caption in counts}
-    best, most = captions[0], 0
-    for caption, _ in counts.most_common(20):
-        close = sum(times for other, times in counts.items() if jaccard(sets[caption], sets[other]) >= shared)
-        if close > most:
-            best, most = caption, close
-    return best, most / len(captions)
 
 
 def _centre(vectors: np.ndarray) -> np.ndarray:
