@@ -29,9 +29,9 @@ GOOD = "#009E73"
 CONTROLS = {"norm": "embedding norm alone"}
 CONTROL_ATTACKS = {"mislabel": "target caption without a trigger", "none": "no poisoning"}
 LEADERS = (
+    "tandem",
     "drift_density",
     "multiscale",
-    "tandem",
     "slof",
     "dao",
     "lof",

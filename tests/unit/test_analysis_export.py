@@ -31,7 +31,7 @@ def cleaned(tmp_path_factory):
     found = origins(data, ids)
     rank = pd.array([*np.arange(N - 2)[::-1] + 1, None, None], "Int64")
     fate = np.where(rank.to_numpy(float, na_value=N) <= 5, "removed", "kept")
-    table = pd.DataFrame({"id": ids, "key": found.keys, "shard": found.shards, "rank": rank})
+    table = pd.DataFrame({"id": ids, "key": found["key"], "shard": found["shard"], "rank": rank})
     table = table.assign(caption=[f"a {row}" for row in range(N)], score=-rank.to_numpy(float, na_value=np.nan))
     table = table.assign(
         status=["scored"] * (N - 2) + ["broken image"] * 2, uid=[f"{row:032X}" for row in range(N)]

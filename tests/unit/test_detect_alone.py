@@ -16,8 +16,9 @@ import detect
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OURS = {"analysis", "attacks", "conf", "detect", "experiments", "run"}
-BY_CHOICE = {"datasets", "cleanlab", "duckdb", "pyod", "umap", "submitit", "transformers"}
-"""Imported where a user has chosen a detector, a launcher, a model, a data set or a command that needs it."""
+BY_CHOICE = {"cleanlab", "cupy", "cuvs", "datasets", "duckdb", "pyod", "submitit", "transformers", "umap"}
+BY_CHOICE |= {"triton"}
+"""Imported where a user has chosen a detector, a launcher, a model, data or a command that needs it; on a GPU."""
 
 ALONE = """
     import importlib.abc, importlib.metadata, pkgutil, re, sys
@@ -99,7 +100,7 @@ def _distributions(package):
 @pytest.mark.parametrize(
     ("folders", "extras", "optional"),
     [
-        (["detect"], [], {"faiss", "torchvision"}),  # another search; the views of images
+        (["detect"], [], {"faiss", "pyarrow", "torchvision"}),  # another search; Parquet files; the views of images
         (["attacks", "detect", "experiments", "analysis"], ["experiments"], set()),
     ],
 )

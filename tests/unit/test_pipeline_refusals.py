@@ -135,10 +135,11 @@ def test_failed_detectors_of_a_scan_are_counted(tmp_path, monkeypatch):
 
     result = SimpleNamespace(failed={"pyod": "no"}, write=lambda folder: ("", [{"n": 1}]))
     task = SimpleNamespace(run=lambda runner: result)
-    tally = tasks.carry_out(task, SimpleNamespace(store="s"), tmp_path)
+    runner = SimpleNamespace(store="s", experiment=SimpleNamespace(source=None))
+    tally = tasks.carry_out(task, runner, tmp_path)
     assert (tally.done, tally.failed) == (1, 1)
     result.scan, result.failed = SimpleNamespace(failed={}), {"x": 1}  # of a cleaning the scan's count
-    assert tasks.carry_out(task, SimpleNamespace(store="s"), tmp_path).failed == 0
+    assert tasks.carry_out(task, runner, tmp_path).failed == 0
 
 
 def test_a_detector_without_its_package_is_refused_with_a_command_of_this_clone(monkeypatch):
