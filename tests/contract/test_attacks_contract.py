@@ -102,7 +102,8 @@ def test_file_name_is_the_attacks_name_and_the_rate_gives_a_plan(scale, name, we
 
 
 def test_the_demo_alone_filters_more_than_once(weights):
-    passes = {scale: load(scale, "nashville", weights, "").triggers[0].passes for scale in ("demo", "photos", "paper")}
+    scales = ("demo", "photos", "paper")
+    passes = {scale: load(scale, "nashville", weights, "").triggers[0].passes for scale in scales}
     assert passes == {"demo": 3, "photos": 1, "paper": 1}
 
 
