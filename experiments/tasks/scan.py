@@ -51,7 +51,8 @@ class Scan:
     shards_per_part: scan this number of shards at a time; None: everything at once.
     part, parts: of the parts, compute only every `parts`-th, from the `part`-th on, and leave their tables.
     holdout: share of the data that its reader leaves out, for evaluation; a scan wants all.
-    duplicate_cosine: cosine from which pictures are near-duplicates; None: these are not looked for.
+    duplicate_cosine: cosine from which pictures are near-duplicates, if it is not below that from which the
+        grouping calls images near-identical; None: these are not looked for.
     check_sha256: compare the image files with the hashes that img2dataset noted beside them.
     """
 
@@ -264,7 +265,7 @@ class Scan:
         }
         if self.duplicate_cosine is not None:
             table["duplicates"], metadata["duplicates"] = find_duplicates(
-                samples, near, self.duplicate_cosine, table
+                samples, near, max(self.duplicate_cosine, self.grouping.links(samples)[0]), table
             )
         if self.check_sha256:
             metadata["sha256"] = changed_pictures(runners, table)
