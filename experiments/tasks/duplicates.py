@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -16,6 +17,7 @@ from detect import LocalDetector, Neighbours
 from detect.search.candidates import APPROXIMATE
 from detect.search.neighbours import NeighbourSearch
 from experiments.pipeline.runner import Runner
+from experiments.tasks.groups import Grouping
 from experiments.tasks.samples import Samples
 
 if TYPE_CHECKING:
@@ -60,6 +62,11 @@ def table_over_all(runners: Sequence[Runner]) -> Neighbours | None:
 def _suits(search: NeighbourSearch) -> bool:
     exact = search.backend not in APPROXIMATE
     return exact and search.normalise and search.scope == "full" and search.modality == "image"
+
+
+def least_cosine(given: float, grouping: Grouping, samples: Samples) -> float:
+    """The cosine from which pictures are near-duplicates: `given`, or higher where ordinary images lie nearer."""
+    return max(given, replace(grouping, near_cosine=None, like_cosine=None).links(samples)[0])
 
 
 def find_duplicates(

@@ -83,8 +83,8 @@ class Grouping:
 
     suspects: float = 0.02
     most_suspects: int = 20_000
-    near_cosine: float | None = None
-    like_cosine: float | None = None
+    near_cosine: float | None = 0.95
+    like_cosine: float | None = 0.9
     near_quantile: float = 0.99
     like_quantile: float = 0.9
     caption_jaccard: float = 0.8

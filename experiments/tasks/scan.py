@@ -30,7 +30,7 @@ from experiments.pipeline.runner import Runner
 from experiments.runtime import distributed, refusals
 from experiments.tasks.changed_pictures import READABLE, changed_pictures
 from experiments.tasks.domains import domains_of
-from experiments.tasks.duplicates import find_duplicates, table_over_all
+from experiments.tasks.duplicates import find_duplicates, least_cosine, table_over_all
 from experiments.tasks.groups import Grouping
 from experiments.tasks.samples import Samples
 from experiments.tasks.scan_parts import ScannedParts
@@ -51,8 +51,8 @@ class Scan:
     shards_per_part: scan this number of shards at a time; None: everything at once.
     part, parts: of the parts, compute only every `parts`-th, from the `part`-th on, and leave their tables.
     holdout: share of the data that its reader leaves out, for evaluation; a scan wants all.
-    duplicate_cosine: cosine from which pictures are near-duplicates, if it is not below that from which the
-        grouping calls images near-identical; None: these are not looked for.
+    duplicate_cosine: least cosine from which pictures are near-duplicates; they must also be nearer than
+        `grouping.near_quantile` of all samples are to their nearest. None: these are not looked for.
     check_sha256: compare the image files with the hashes that img2dataset noted beside them.
     """
 
@@ -123,12 +123,9 @@ class Scan:
                 log.info("part %d of %d", number, len(runners))
             self._check_part(part)
             scored.append(self._scores(part, failed))
-        self._check_failed(self.columns(runner.experiment), failed)
-        columns = {
-            name: np.concatenate([scores[name] for scores in scored])
-            for name in self.columns(runner.experiment)
-            if name not in failed
-        }
+        names = [name for name in self.columns(runner.experiment) if all(name in scores for scores in scored)]
+        self._check_failed([*names, *failed], failed)
+        columns = {name: np.concatenate([scores[name] for scores in scored]) for name in names}
         near = table_over_all(runners) if self.duplicate_cosine is not None else None
         if not distributed.is_main():
             return None
@@ -181,24 +178,28 @@ class Scan:
             raise ValueError(f"there is no sound sample to scan; left out: {kinds or 'nothing'}")
         columns = self.columns(runner.experiment)
         for column in self.ranking(columns):
-            if column.startswith(MULTISCALE) and self.rank_by == "density":  # the others can stand in for it
-                continue
             name, detector = columns[column].detector, runner.experiment.detector(columns[column])
-            if not isinstance(detector, LocalDetector) or detector.scope == "reference":
-                continue
-            scope = min(n, detector.batch_size) if detector.scope == "batch" else n
-            if detector.k >= scope:
+            scope = _scope(detector, n)
+            if scope is not None and detector.k >= scope and not self._left_out(runner, column):
                 raise ValueError(
                     f"detector.{name}.k must lie in 1..{scope - 1}, got {detector.k}: there are {n:,} samples to "
                     f"scan, in neighbourhood scopes of {scope:,}"
                 )
+
+    def _left_out(self, runner: Runner, column: str) -> bool:
+        """Whether Multiscale is not computed, as the samples are too few for it and others can stand in for it."""
+        columns = self.columns(runner.experiment)
+        if self.rank_by != "density" or not column.startswith(MULTISCALE) or not set(DENSITY_RATIO) & set(columns):
+            return False
+        detector = runner.experiment.detector(columns[column])
+        return detector.k >= (_scope(detector, len(runner.value("clean"))) or np.inf)
 
     @staticmethod
     def _unscored(runner: Runner, scored: np.ndarray) -> Unscored:
         """The samples of the data that are not among those with ids `scored`."""
         return find_unscored(runner.experiment.source, runner.entry("data").path, scored)
 
-    def _check_failed(self, columns: dict[str, Any], failed: dict[str, str]) -> None:
+    def _check_failed(self, columns: Sequence[str], failed: dict[str, str]) -> None:
         """Raise RuntimeError if no column is left to rank by."""
         left = [name for name in columns if name not in failed]
         try:
@@ -217,6 +218,9 @@ class Scan:
         found = {}
         _ = runner.entry("embeddings")  # what all detectors need fails once, and ends the scan
         for column, spec in self.columns(runner.experiment).items():
+            if self._left_out(runner, column):
+                log.info("%s is left out: there are too few samples for it", column)
+                continue
             try:
                 found[column] = runner.value("scores", spec=spec).values
             except Exception as error:
@@ -265,7 +269,7 @@ class Scan:
         }
         if self.duplicate_cosine is not None:
             table["duplicates"], metadata["duplicates"] = find_duplicates(
-                samples, near, max(self.duplicate_cosine, self.grouping.links(samples)[0]), table
+                samples, near, least_cosine(self.duplicate_cosine, self.grouping, samples), table
             )
         if self.check_sha256:
             metadata["sha256"] = changed_pictures(runners, table)
@@ -292,3 +296,10 @@ class Scan:
 
 def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _scope(detector: Any, n: int) -> int | None:
+    """The samples in a neighbourhood scope of a detector, of `n`; None for one that has no scope."""
+    if not isinstance(detector, LocalDetector) or detector.scope == "reference":
+        return None
+    return min(n, detector.batch_size) if detector.scope == "batch" else n

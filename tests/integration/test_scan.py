@@ -377,7 +377,7 @@ def test_an_inspection_gives_one_verdict_and_goes_on_where_it_was(do, store):
 
 
 def test_clean_and_retrain_compares_with_clean_data_and_chance(do, scanned):
-    tiny = [option.replace("[slof,dao]", "[tandem,slof]") for option in TINY]
+    tiny = [option.replace("[slof,dao]", "[tandem,slof]") for option in TINY] + ["task.rank_by=tandem"]
     folder = do(*tiny, "task=clean_and_retrain", "task.shares=[0.1]", "task.random_shares=[0.1]")
     rows = pd.read_csv(folder / "results.csv")
     assert list(rows["removed"])[:2] + list(rows["removed"])[-2:] == [0, 0, 40, 40]
@@ -387,7 +387,7 @@ def test_clean_and_retrain_compares_with_clean_data_and_chance(do, scanned):
 
 
 def test_defences_meet_the_same_poison(do, scanned, store):
-    tiny = [option.replace("[slof,dao]", "[tandem,slof]") for option in TINY]
+    tiny = [option.replace("[slof,dao]", "[tandem,slof]") for option in TINY] + ["task.rank_by=tandem"]
     ways = [f"task.ways.{way}" for way in ("cleanclip", "roclip", "safeclip", "par", "repair")]
     folder = do(
         *tiny,
@@ -439,15 +439,21 @@ def test_defences_meet_the_same_poison(do, scanned, store):
     ("overrides", "message"),
     [
         (
-            ["task=defences", "detector=[tandem,slof]"],
+            ["task=defences", "detector=[tandem,slof]", "task.rank_by=tandem"],
             "finetune of CleanCLIP.* a batch of 100 pairs, got 0.05 of 400",
         ),
         (
-            ["task=defences", "detector=[tandem,slof]", "task.ways.cleanclip.finetune=0"],
+            ["task=defences", "detector=[tandem,slof]", "task.rank_by=tandem", "task.ways.cleanclip.finetune=0"],
             r"finetune of CleanCLIP.* must lie in \(0, 1\], got 0",
         ),
         (
-            ["task=defences", "detector=[tandem,slof]", "+task.ways.cleanclip.train.epoch=3", "data.pairs=4000"],
+            [
+                "task=defences",
+                "detector=[tandem,slof]",
+                "task.rank_by=tandem",
+                "+task.ways.cleanclip.train.epoch=3",
+                "data.pairs=4000",
+            ],
             "sets train.epoch, which does not exist",
         ),
         (["task=scan", "detector=[norm]"], "rank_by=density needs"),
