@@ -50,7 +50,7 @@ class ScanFolder:
         return cls(path, table, sources)
 
     def suspects(self, most: int) -> pd.DataFrame:
-        """At most so many of the scored samples, the most suspicious first, numbered from 0."""
+        """The scored samples up to a number, the most suspicious first, numbered from 0."""
         scored = self.table[self.table["status"] == "scored"]
         return scored.sort_values("rank", kind="stable").head(most).reset_index(drop=True)
 
