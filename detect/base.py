@@ -121,6 +121,12 @@ class LocalDetector(Detector):
         """One word for how the score is defined, for rows and tables: the convention, or something more exact."""
         return self.convention
 
+    def scope_size(self, n: int) -> int | None:
+        """Samples in a neighbourhood scope, of `n`; None where neighbours are searched in a reference set."""
+        if self.scope == "reference":
+            return None
+        return min(n, self.batch_size) if self.scope == "batch" else n
+
     @property
     def search(self) -> NeighbourSearch:
         """Everything but k, so that detectors that search alike share one table."""

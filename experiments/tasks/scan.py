@@ -179,7 +179,7 @@ class Scan:
         columns = self.columns(runner.experiment)
         for column in self.ranking(columns):
             name, detector = columns[column].detector, runner.experiment.detector(columns[column])
-            scope = _scope(detector, n)
+            scope = detector.scope_size(n) if isinstance(detector, LocalDetector) else None
             if scope is not None and detector.k >= scope and not self._left_out(runner, column):
                 raise ValueError(
                     f"detector.{name}.k must lie in 1..{scope - 1}, got {detector.k}: there are {n:,} samples to "
@@ -192,7 +192,7 @@ class Scan:
         if self.rank_by != "density" or not column.startswith(MULTISCALE) or not set(DENSITY_RATIO) & set(columns):
             return False
         detector = runner.experiment.detector(columns[column])
-        return detector.k >= (_scope(detector, len(runner.value("clean"))) or np.inf)
+        return detector.k >= (detector.scope_size(len(runner.value("clean"))) or np.inf)
 
     @staticmethod
     def _unscored(runner: Runner, scored: np.ndarray) -> Unscored:
@@ -296,10 +296,3 @@ class Scan:
 
 def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _scope(detector: Any, n: int) -> int | None:
-    """The samples in a neighbourhood scope of a detector, of `n`; None for one that has no scope."""
-    if not isinstance(detector, LocalDetector) or detector.scope == "reference":
-        return None
-    return min(n, detector.batch_size) if detector.scope == "batch" else n
