@@ -11,11 +11,10 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from experiments.pipeline.experiment import Experiment
-    from experiments.pipeline.resources import Resources
+from experiments.pipeline.experiment import Experiment
+from experiments.pipeline.resources import Resources
 
 STAGES: dict[str, Stage] = {}
 """The name of a value -> the stage that gives it, in the order of the pipeline."""
@@ -25,13 +24,12 @@ STAGES: dict[str, Stage] = {}
 class Call:
     """The value that is asked for, by name, with the settings of the call.
 
-    changes: keys of the configuration that differ in the experiment whose value it is, such as `train_on`. Nothing
-    is given in place of a stage there (see `Runner`).
+    on_clean: of the experiment that trains on the clean data (see `Runner.on_clean`).
     """
 
     gives: str
     settings: Mapping[str, Any] = field(default_factory=dict)
-    changes: Mapping[str, Any] = field(default_factory=dict)
+    on_clean: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,5 @@ class Run:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name not in self._stage.reads:
             declared = ", ".join(self._stage.reads) or "nothing"
-            raise AttributeError(
-                f"the stage of {self._stage.gives!r} declares {declared}; it may not read {name!r}"
-            )
+            raise AttributeError(f"stage {self._stage.gives!r} declares {declared}; it may not read {name!r}")
         return getattr(self._experiment, name)

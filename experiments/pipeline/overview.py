@@ -35,7 +35,7 @@ def _calls(runner: Runner) -> dict[str, list[dict[str, Any]]]:
         if settings not in found.setdefault(gives, []):
             found[gives].append(settings)
             inputs = STAGES[gives].inputs(runner.experiment, **settings).values()
-            waiting += [call for call in inputs if not call.changes]  # those are of another configuration
+            waiting += [call for call in inputs if not call.on_clean]  # those are of another configuration
     return found
 
 
