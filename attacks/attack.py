@@ -8,7 +8,7 @@ from difflib import get_close_matches
 
 import numpy as np
 
-from attacks.captions import MODES
+from attacks.captions import MODES, check_source, check_targets
 from attacks.triggers.base import Trigger, require
 
 ROWS = ("random", "target", "other", "source")
@@ -150,6 +150,16 @@ class Attack:
             trigger.check(size)
             sources = trigger.source_count
             require(sources <= count, f"sources of {trigger.name!r}", f"at most {count} poisons", sources)
+
+    def check_words(self, captions: Sequence[str], classes: Sequence[str]) -> None:
+        """Refuse words that the data do not know: ValueError names the nearest one there is.
+
+        captions: of the training data.  classes: of the labelled test images.
+        """
+        if self.captions != "target":  # a whole caption names no class
+            check_targets(self.targets.values(), captions, classes)
+        if self.source is not None:
+            check_source(self.source, classes)
 
     def trigger(self, name: str | None = None) -> Trigger:
         """The trigger of that name; without one, the only trigger."""

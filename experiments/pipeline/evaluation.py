@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,9 +18,6 @@ from experiments.pipeline.runner import Runner
 from experiments.pipeline.sweep import CellCounts
 from experiments.runtime import distributed, refusals, stopping
 from experiments.runtime.atomic import write_whole
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 

@@ -41,6 +41,16 @@ class Resources:
         """Processes that load batches: none for arrays, which are read faster than they are passed around."""
         return 0 if isinstance(pairs, ArrayPairs) else self.workers
 
+    def training(self, pairs: Any) -> dict[str, Any]:
+        """What the trainer takes of these."""
+        return {
+            "device": self.device,
+            "workers": self.loaders(pairs),
+            "on_epoch": self.on_epoch,
+            "checkpoint_seconds": self.checkpoint_seconds,
+            "log_every": self.log_every,
+        }
+
     def decoder(self, name: str, pairs: Any) -> JPEGDecoder | None:
         """Of images to embed, where it is not Pillow; an array was decoded before."""
         from experiments.data.jpeg_batches import JPEGDecoder

@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from attacks import Attack, PoisonedPairs, PoisonPlan
+from attacks.captions import templates
 from detect import Embeddings, Neighbours
 from experiments.data.pairs import ArrayPairs, TestSet, open_pairs, open_test
 from experiments.runtime import distributed
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from experiments.clip.inversion import InvertedTrigger
     from experiments.clip.model import TrainedModel
     from experiments.data.file_pairs import FilePairs
@@ -93,11 +96,31 @@ def with_targets(test: TestSet, targets: Sequence[str]) -> TestSet:
     return test
 
 
+def prompted(test: TestSet) -> list[str]:
+    """Every class name in every prompt: the texts of zero-shot evaluation, which the tokenizer must cover."""
+    prompts = [*templates(), *(template.format for template in test.templates)]
+    return [prompt(name) for name in test.classes for prompt in prompts]
+
+
 def measure_model(model: Any, test: TestSet, poisoning: Poisoning | None, clean: Any) -> dict[str, Any]:
     """Zero-shot accuracy and, for a poisoning, attack success rate."""
     from experiments.clip.zero_shot import evaluate_zero_shot
 
     return evaluate_zero_shot(model, test, None if poisoning is None else poisoning.of(clean))
+
+
+def seen_by(model: TrainedModel, pairs: PoisonedPairs, rows: np.ndarray) -> Tensor:
+    """Images of the rows (b,), as the model sees them: (b, 3, s, s) in [0, 1]."""
+    import torch
+
+    return model.pixels(torch.from_numpy(pairs.images(rows)))
+
+
+def checked_scores(values: np.ndarray, n: int, detector: str) -> np.ndarray:
+    """The values; RuntimeError unless they are n finite numbers."""
+    if values.shape != (n,) or not np.isfinite(values).all():
+        raise RuntimeError(f"{detector} gave {values.shape} scores, or some that are not finite")
+    return values
 
 
 # --- how they are stored ------------------------------------------------------------------------------------------
