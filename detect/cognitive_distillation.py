@@ -64,9 +64,9 @@ class CognitiveDistillation(Detector):
         assert inputs.images is not None
         scores = np.full(len(inputs.embeddings), np.nan)
         generator = torch.Generator().manual_seed(self.seed)
-        begins = range(0, len(scores), self.batch_size)
-        for begin in tqdm(begins, "cognitive distillation", unit="batch", disable=None, leave=False):
-            rows = np.arange(begin, min(begin + self.batch_size, len(scores)))
+        starts = range(0, len(scores), self.batch_size)
+        for start in tqdm(starts, "cognitive distillation", unit="batch", disable=None, leave=False):
+            rows = np.arange(start, min(start + self.batch_size, len(scores)))
             mask = self.masks(inputs.encoder, inputs.images(rows), generator)
             scores[rows] = -mask.double().sum(dim=(1, 2, 3)).cpu().numpy()
         return scores
