@@ -95,8 +95,6 @@ def follow_size(config: DictConfig, of_model: int) -> DictConfig:
 
 def check_runtime(runtime: DictConfig) -> None:
     """Refuse a place to compute that this machine does not have: ValueError, by its key."""
-    import torch
-
     for name, least in (("workers", 0), ("threads", 1), ("log_every", 0), ("checkpoint_seconds", 0)):
         value = runtime[name]
         if value is not None and value < least:
@@ -111,9 +109,11 @@ def check_runtime(runtime: DictConfig) -> None:
     if runtime.device in ("auto", "cpu"):
         return
     kind, _, number = str(runtime.device).partition(":")
-    count = torch.cuda.device_count()
     if kind != "cuda" or not (number.isdigit() or not number):
         raise ValueError(f"runtime.device must be auto, cpu, cuda or cuda:<number>, got {runtime.device!r}")
+    import torch
+
+    count = torch.cuda.device_count()
     if int(number or 0) >= count:
         seen = f"torch sees {count} GPUs" if count else "torch sees no GPU"
         raise ValueError(f"runtime.device={runtime.device} cannot be used: {seen}; use runtime.device=cpu")

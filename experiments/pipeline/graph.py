@@ -103,7 +103,7 @@ class Run:
     folder: Path
 
     def __init__(self, of: Stage, experiment: Experiment, resources: Resources, folder: Path | None = None) -> None:
-        self._stage, self._experiment, self.resources = of, experiment, resources
+        self._stage, self._experiment, self.resources = of, experiment, resources.ready()
         if folder is not None:
             self.folder = folder
 

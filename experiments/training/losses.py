@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, Protocol
-
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from experiments.runtime import distributed
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -145,6 +144,9 @@ class CleanCLIPLoss:
         _require_weights(self)
 
     def __call__(self, features: Features) -> Tensor:
+        import torch
+        from torch.nn import functional as F
+
         if features.second_image is None or features.second_text is None:
             raise ValueError("CleanCLIP's loss needs an augmented view of every image and text")
         labels = torch.arange(len(features.image), device=features.image.device)
