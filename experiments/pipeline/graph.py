@@ -24,12 +24,12 @@ STAGES: dict[str, Stage] = {}
 class Call:
     """The value that is asked for, by name, with the settings of the call.
 
-    on_clean: of the experiment that trains on the clean data (see `Runner.on_clean`).
+    changes: keys of the configuration that differ in the experiment whose value it is, such as `train_on`.
     """
 
     gives: str
     settings: Mapping[str, Any] = field(default_factory=dict)
-    on_clean: bool = False
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,6 @@ class Stage:
     collective: bool = False
     quiet: bool = False
     wider: str | None = None
-
-    @property
-    def summary(self) -> str:
-        return (self.compute.__doc__ or "").strip().splitlines()[0]
 
 
 def stage(
@@ -96,16 +92,13 @@ def stage(
 class Run:
     """What a computation may use beside its inputs; reading anything else raises AttributeError.
 
-    folder: where the files of a stored value go, until it has ended.  resources: are in no key.
+    folder: where the files of a stored value go, until it has ended; None for others.  resources: are in no key.
     Beside them the parts of the experiment that the stage declares.
     """
 
-    folder: Path
-
-    def __init__(self, of: Stage, experiment: Experiment, resources: Resources, folder: Path | None = None) -> None:
+    def __init__(self, of: Stage, experiment: Experiment, resources: Resources, folder: Any = None) -> None:
         self._stage, self._experiment, self.resources = of, experiment, resources.ready()
-        if folder is not None:
-            self.folder = folder
+        self.folder: Path = folder
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name not in self._stage.reads:

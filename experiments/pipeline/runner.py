@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -32,6 +32,7 @@ class Runner:
         self.experiment, self.store, self.resources, self.given = experiment, store, resources, given
         self._entries: dict[str, Entry] = {}
         self._values: dict[str, Any] = dict(given)
+        self._runners: dict[str, Runner] = {"{}": self}
 
     @classmethod
     def of(cls, config: DictConfig) -> Runner:
@@ -41,11 +42,6 @@ class Runner:
     def replace(self, experiment: Experiment | None = None, **given: np.ndarray) -> Runner:
         """The same graph with an experiment that differs, or with values given in place of a stage's."""
         return Runner(experiment or self.experiment, self.store, self.resources, **self.given | given)
-
-    @functools.cached_property
-    def on_clean(self) -> Runner:
-        """The same graph with a model of the clean data; nothing is given in place of a stage there."""
-        return Runner(self.experiment.replace(train_on="clean"), self.store, self.resources)
 
     def value(self, gives: str, **settings: Any) -> Any:
         """The value, computed or taken from the store. Values of a call with settings are not kept in memory."""
@@ -123,8 +119,15 @@ class Runner:
     def _inputs(self, stage: Stage, settings: Mapping[str, Any]) -> Iterator[tuple[str, Runner, str, Call]]:
         """Each input of a stage: its parameter, the runner that gives it, the value's name there, and the call."""
         for parameter, call in stage.inputs(self.experiment, **settings).items():
-            of = self.on_clean if call.on_clean else self
+            of = self._of(call.changes)
             yield parameter, of, of.provider(call.gives), call
+
+    def _of(self, changes: Mapping[str, Any]) -> Runner:
+        """The runner of an experiment with these changes; nothing is given in place of a stage there."""
+        name = json.dumps(changes, sort_keys=True)
+        if name not in self._runners:
+            self._runners[name] = Runner(self.experiment.replace(**changes), self.store, self.resources)
+        return self._runners[name]
 
     def _prepare(self, gives: str, **settings: Any) -> None:
         """Have all stored stages that a value needs, without loading them. All processes take part, as some of

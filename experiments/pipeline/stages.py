@@ -79,7 +79,7 @@ def known_targets(run: Run, clean: Any, test: TestSet) -> None:
     "patch",
     "patch",
     reads=("patch_trigger", "patch_target", "seed", "threads"),
-    inputs=lambda e: {"clean": Call("clean"), "model": Call("model", on_clean=True)},
+    inputs=lambda e: {"clean": Call("clean"), "model": Call("model", changes={"train_on": "clean"})},
     form=stored.PATCH,
 )
 def patch(run: Run, clean: Any, model: TrainedModel) -> np.ndarray:
