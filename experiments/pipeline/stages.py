@@ -23,7 +23,8 @@ from experiments.pipeline.experiment import ScoreSpec, own_test_set
 from experiments.pipeline.graph import STAGES, Call, Run, stage
 from experiments.pipeline.inversion_stage import OPTIONS, invert
 from experiments.pipeline.rows import RunMetadata, write_cell
-from experiments.pipeline.values import DataSet, Poisoning, Scored, Trained, measure_model, prompted, with_targets
+from experiments.pipeline.training_stage import train_model
+from experiments.pipeline.values import DataSet, Poisoning, Scored, Trained, measure_model, with_targets
 from experiments.runtime.peak_memory import peak_memory
 from experiments.runtime.progress import bar
 
@@ -130,19 +131,8 @@ def fetch(run: Run) -> None:
 )
 def train(run: Run, clean: Any, test: TestSet, train_ids: np.ndarray, poisoning: Poisoning | None = None) -> None:
     """trains a CLIP model; a killed training resumes from its last checkpoint"""
-    from experiments.training.trainer import train
-
-    test = with_targets(test, run.targets)
-    train(
-        run.model_spec,
-        run.training,
-        keep(clean if poisoning is None else poisoning.of(clean), train_ids),
-        run.folder,
-        seed=run.seed,
-        texts=prompted(test),
-        evaluate_zero_shot=functools.partial(measure_model, test=test, poisoning=poisoning, clean=clean),
-        **run.resources.training(clean),
-    )
+    pairs = keep(clean if poisoning is None else poisoning.of(clean), train_ids)
+    train_model(run, pairs, clean, with_targets(test, run.targets), poisoning)
 
 
 @stage(None, "model")

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from attacks import Attack, PoisonedPairs, PoisonPlan
-from attacks.captions import templates
 from detect import Embeddings, Neighbours
 from experiments.data.pairs import ArrayPairs, TestSet, open_pairs, open_test
 from experiments.runtime import distributed
@@ -94,12 +93,6 @@ def with_targets(test: TestSet, targets: Sequence[str]) -> TestSet:
     for word in targets:
         test = test.with_class(word)
     return test
-
-
-def prompted(test: TestSet) -> list[str]:
-    """Every class name in every prompt: the texts of zero-shot evaluation, which the tokenizer must cover."""
-    prompts = [*templates(), *(template.format for template in test.templates)]
-    return [prompt(name) for name in test.classes for prompt in prompts]
 
 
 def measure_model(model: Any, test: TestSet, poisoning: Poisoning | None, clean: Any) -> dict[str, Any]:
