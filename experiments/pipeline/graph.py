@@ -1,8 +1,7 @@
 """What a stage is: a function with declared inputs, whose result is kept under a key of all that can change it.
 
-A function's first parameter is the `Run`; the other positional parameters name the values it takes, each of which
-another stage gives; keyword-only parameters are the settings of one call. `experiments.pipeline.stages` lists
-them all.
+The function's first parameter is the `Run`. The other positional parameters name values that other stages give, and
+keyword-only parameters are the settings of one call. `experiments.pipeline.stages` lists all stages.
 """
 
 from __future__ import annotations
@@ -83,8 +82,7 @@ def stage(
             return {n: Call(n) for n in names if optional is None or n not in optional or optional[n](experiment)}
 
         versions = version if callable(version) else lambda experiment, **settings: version
-        STAGES[gives] = Stage(name, gives, compute, versions, inputs or from_signature, **options)
-        return STAGES[gives]
+        return STAGES.setdefault(gives, Stage(name, gives, compute, versions, inputs or from_signature, **options))
 
     return declare
 
