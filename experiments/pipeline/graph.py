@@ -44,7 +44,7 @@ class Stage:
     instead: experiment -> the name of the value that stands for this one, or None.
     form: how a stored value is saved and loaded (`values.Form`).
     collective: under torchrun all processes compute it together.  quiet: logged for debugging only.
-    wider: the setting of which a stored result with a larger number serves too.
+    wider: the setting for which a stored result with a larger value can be used as well.
     """
 
     name: str | None
@@ -72,7 +72,7 @@ def stage(
 ) -> Callable[[Callable[..., Any]], Stage]:
     """Declare the function below as a stage; see `Stage`, also for the other options.
 
-    inputs: None: the positional parameters after `run`; those in `optional` only where it says so.
+    inputs: by default the positional parameters after `run`, those in `optional` only where its function says so.
     """
 
     def declare(compute: Callable[..., Any]) -> Stage:

@@ -63,7 +63,7 @@ def _stored_stage(runner: Runner, stage: Stage, calls: list[dict[str, Any]]) -> 
 
 
 def _label(settings: dict[str, Any]) -> str:
-    """Which of several calls it is: `, slof on raw embeddings`."""
+    """How one of several calls differs from the others, such as `, slof on raw embeddings`."""
     if "spec" in settings:
         detector, normalise = settings["spec"].detector, settings["spec"].normalise
         side = "" if normalise is None else " on normalised embeddings" if normalise else " on raw embeddings"

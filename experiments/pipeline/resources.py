@@ -56,7 +56,7 @@ class Resources:
         return 0 if isinstance(pairs, ArrayPairs) else self.workers
 
     def training(self, pairs: Any) -> dict[str, Any]:
-        """What the trainer takes of these."""
+        """The arguments of the trainer."""
         return {
             "device": self.device,
             "workers": self.loaders(pairs),
@@ -66,11 +66,11 @@ class Resources:
         }
 
     def decoder(self, name: str, pairs: Any) -> JPEGDecoder | None:
-        """Of images to embed, where it is not Pillow; an array was decoded before."""
+        """The decoder for images that are embedded; None for Pillow, and for arrays, which are decoded already."""
         from experiments.data.jpeg_batches import JPEGDecoder
 
         return JPEGDecoder(self.device) if name == "device" and not isinstance(pairs, ArrayPairs) else None
 
     def loading(self, pairs: Any) -> dict[str, Any]:
-        """How batches are loaded to be embedded: in threads where the pairs have a decoder of their own."""
+        """How `embed` loads batches: in threads where the pairs have a decoder of their own, else in processes."""
         return {"workers": self.loaders(pairs), "threads": getattr(pairs, "decoder", None) is not None}

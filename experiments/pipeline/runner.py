@@ -36,7 +36,7 @@ class Runner:
 
     @classmethod
     def of(cls, config: DictConfig) -> Runner:
-        """Raises ValueError for what can be known to fail later."""
+        """Raises ValueError for a configuration that would fail later."""
         return cls(Experiment.of(config), Store(config.runtime.store), Resources.of(config.runtime))
 
     def replace(self, experiment: Experiment | None = None, **given: np.ndarray) -> Runner:
@@ -58,7 +58,7 @@ class Runner:
         """The finished entry of a stored stage, computed if no one has yet."""
         gives = self.provider(gives)
         stage, recipe = STAGES[gives], self.stored(gives, settings)
-        if stage.wider is not None:  # of a damaged table, one as wide is made
+        if stage.wider is not None:  # a damaged table is computed again in the same width
             settings = {**settings, stage.wider: recipe.width}
         if recipe.key in self._entries:
             return self._entries[recipe.key]
@@ -84,10 +84,10 @@ class Runner:
         return self.recipe(gives, settings).key
 
     def recipe(self, gives: str, settings: Mapping[str, Any]) -> Recipe:
-        """All that decides a value: its stage's version and settings, what it reads, and the keys of its inputs.
+        """Everything that a value depends on: its stage's version and settings, what it reads, its inputs' keys.
 
-        An input that is not stored stands there with what it reads and takes itself, so that the inputs in a
-        meta.json name folders of the store.
+        An input that is not stored is replaced by what it reads and by its own inputs, so that the inputs in a
+        meta.json are folders of the store.
         """
         stage, experiment = STAGES[gives], self.experiment
         config = {part: experiment.identity(part) for part in stage.reads}
@@ -104,11 +104,11 @@ class Runner:
         return Recipe(stage.name or gives, stage.version(experiment, **settings), config, inputs)
 
     def provider(self, gives: str) -> str:
-        """The name of the value that stands for this one: itself, but for an `instead`."""
+        """The name of the value that is used for this one: the stage's `instead`, or the name itself."""
         return gives if gives in self.given else STAGES[gives].instead(self.experiment) or gives
 
     def stored(self, gives: str, settings: Mapping[str, Any]) -> Recipe:
-        """Where the result is or will be; of a table, one that is at least as wide."""
+        """The recipe of the stored result. For a table, that of the narrowest stored table that is wide enough."""
         recipe, wider = self.recipe(gives, settings), STAGES[gives].wider
         return recipe if wider is None else self.store.of_width(recipe, int(settings[wider]))
 
@@ -130,8 +130,8 @@ class Runner:
         return self._runners[name]
 
     def _prepare(self, gives: str, **settings: Any) -> None:
-        """Have all stored stages that a value needs, without loading them. All processes take part, as some of
-        these stages are computed together; rank 0 may then compute the value alone."""
+        """Compute all stored stages that a value needs, without loading them. All processes take part, since they
+        compute some of these stages together; rank 0 can then compute the value alone."""
         for _, of, name, call in self._inputs(STAGES[gives], settings):
             if name not in of.given:
                 have = of._prepare if STAGES[name].name is None else of.entry

@@ -89,7 +89,7 @@ class Scored:
 
 
 def with_targets(test: TestSet, targets: Sequence[str]) -> TestSet:
-    """The targets are choices of the zero-shot classifier, with images or without."""
+    """Add the targets to the classes of the zero-shot classifier; a target may have no images."""
     for word in targets:
         test = test.with_class(word)
     return test
@@ -122,7 +122,8 @@ def checked_scores(values: np.ndarray, n: int, detector: str) -> np.ndarray:
 @dataclass(frozen=True)
 class Form:
     """load: reads the value of a finished entry.
-    save: writes it into the folder, and may return notes on it; by default nothing, as the computation has written.
+    save: writes it into the folder, and may return metadata. By default it does nothing, for computations that
+        write their files themselves.
     """
 
     load: Callable[[Entry], Any]

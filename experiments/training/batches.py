@@ -1,7 +1,7 @@
 """Which rows make up each training step, augmented and tokenised.
 
-Everything about a step follows from (seed, step): a run that was killed resumes in the middle of an epoch, and
-one process or N see the same global batches with the same augmentation.
+A step depends on (seed, step) alone. So a killed run can resume in the middle of an epoch, and any number of
+processes sees the same global batches with the same augmentation.
 """
 
 from __future__ import annotations

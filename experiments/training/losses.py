@@ -1,5 +1,5 @@
-"""What CLIP is trained to minimise: `train/loss=clip|siglip|cyclip|cleanclip`; those that keep
-a state are in `stateful_losses`.
+"""The losses of CLIP's training, `train/loss=clip|siglip|cyclip|cleanclip`. Losses that keep a state are in
+`stateful_losses`.
 
 Each loss sees the features of the whole global batch, gathered from all processes with their gradients, so
 that its value and its gradients are those of one process.
@@ -89,7 +89,7 @@ class CLIPLoss:
 class SigLIPLoss:
     """open_clip's SigLipLoss: every pair of the batch is a yes-or-no question (Zhai et al., ICCV 2023).
 
-    start: what the logarithm of the logits' scale and their bias begin with, the paper's ln 10 and -10.
+    start: initial values of the logarithm of the logits' scale and of their bias, the paper's ln 10 and -10.
     """
 
     bias: ClassVar[bool] = True
@@ -164,7 +164,7 @@ LOSSES: dict[str, type[Any]] = {
 
 
 def named(loss: Any) -> Any:
-    """A loss as it is, or by its name with its default weights."""
+    """The loss itself, or the loss of that name with its default weights."""
     if not isinstance(loss, str):
         return loss
     if loss not in LOSSES:

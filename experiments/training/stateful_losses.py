@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class LossState(Protocol):
-    """The loss of one training. Epochs and steps count from 0."""
+    """The loss of one training, with its state. Epochs and steps count from 0."""
 
     def on_epoch_start(self, epoch: int, model: TrainedModel, pairs: Pairs, workers: int) -> None:
         """Called before the first step of each epoch; may embed all pairs with the current model."""
