@@ -93,7 +93,7 @@ def _metadata(file: Path) -> Path | None:
 
 
 def _joined_names(beside: Sequence[Path] | None) -> list[str]:
-    """Those of JOINED that all tables have."""
+    """The columns of JOINED that all tables have."""
     if not beside:
         return []
     from pyarrow.parquet import read_schema

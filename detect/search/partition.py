@@ -1,4 +1,4 @@
-"""All rows among themselves by cells of a partition: exact, and rows of far cells are never multiplied.
+"""Exact search of all rows among themselves by the cells of a partition; rows of far cells are not multiplied.
 
 Every row belongs to the cell of its nearest centre. The plane between two centres, the distance h of a row to it
 and the smallest h of a cell, `least`, are defined in docs/search.md; equation numbers are those of that page.

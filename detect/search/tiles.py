@@ -1,4 +1,4 @@
-"""All rows among themselves by tiles of a matrix product, each of which serves its rows and its columns.
+"""Search of all rows among themselves by tiles of a matrix product. Each tile serves its rows and its columns.
 
 `extend` appends the square of each row, so that one product gives half of A: equation (6) of docs/search.md.
 `RunningTopK` keeps the best products of every row; equation (7) bounds those that it drops.
