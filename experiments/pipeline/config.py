@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import conf
 from experiments.pipeline import entry_points
 from experiments.pipeline.quoted_paths import quote_paths
 from experiments.pipeline.renamed import renamed
+from experiments.runtime.nearest_name import nearest_names
 
 CONF = Path(conf.__file__).parent
 
@@ -252,8 +252,7 @@ def _deeper(key: str, part: str, root: Any) -> dict[str, str]:
 
 
 def _unknown(key: str, part: str, choices: Sequence[str], introduction: str, meant: Mapping[str, str]) -> str:
-    folded = {choice.casefold(): choice for choice in choices}
-    near = [folded[name] for name in get_close_matches(part.casefold(), folded, 1)]
+    near = nearest_names(part, choices)
     known = meant.get(part.casefold())
     if known and not (near and near[0].casefold() == part.casefold()):
         near = [known]
