@@ -35,7 +35,7 @@ def result_groups(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 
 def _group_name(parts: dict[str, Any]) -> str:
-    """`demo shapes small`; with the test set, unless it comes with the data."""
+    """`demo shapes small`; the evaluation set is named where the data did not bring it along."""
     known = [
         str(part) for column, part in parts.items() if part == part and (column, part) != ("test_set", "builtin")
     ]
