@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DENSITY = ("kdist", "lof", "slof", "dao")
-WITHOUT = ("multiscale", "drift_density", "drift", "tandem", "flicker")  # with their usual k
+WITHOUT = ("pursuit", "drift_pursuit", "multiscale", "drift", "tandem", "flicker")  # with their usual k
 SWEPT = 4  # values of k at least
 
 

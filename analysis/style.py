@@ -29,8 +29,9 @@ GOOD = "#009E73"
 CONTROLS = {"norm": "embedding norm alone"}
 CONTROL_ATTACKS = {"mislabel": "target caption without a trigger", "none": "no poisoning"}
 LEADERS = (
+    "drift_pursuit",
+    "pursuit",
     "tandem",
-    "drift_density",
     "multiscale",
     "slof",
     "dao",
@@ -47,8 +48,9 @@ _DETECTORS = {  # name: (label, colour)
     "kdist": ("k-dist", "#56B4E9"),
     "flicker": ("Flicker", "#44AA99"),
     "drift": ("Drift", "#B24C63"),
-    "drift_density": ("DriftDensity", "#5D3A1A"),
+    "drift_pursuit": ("DriftPursuit", "#5D3A1A"),
     "multiscale": ("Multiscale", "#2E5E8C"),
+    "pursuit": ("Pursuit", "#8B5E00"),
     "lid": ("LID", "#CC79A7"),
     "forest": ("Isolation forest", "#E69F00"),
     "clip_score": ("CLIP score", "#8C8C8C"),
@@ -79,8 +81,9 @@ _DASHES: dict[str, tuple[float, ...]] = {
     "cleanlab": (7, 4),
     "flicker": (1, 1),
     "drift": (1, 1, 3, 1),
-    "drift_density": (1, 1, 9, 1.5),
+    "drift_pursuit": (1, 1, 9, 1.5),
     "multiscale": (9, 1.5, 4, 1.5),
+    "pursuit": (9, 1.5, 1.5, 1.5),
     "clip_score": (1, 2.2),
     "safeclip": (1, 1, 1, 3),
     "abl": (1, 3.5),

@@ -16,12 +16,15 @@ KEYS = {  # consecutive parts of a key: what they are called now
     "tandem.slight": "tandem.eps",
     "dao.log": "dao.form",
     "loss.slow_pace": "loss.slow_lr_scale",
+    "detector.drift_density": "detector.drift_pursuit",
 }
 VALUES = {  # the last parts of a key, as they are called now: value -> what it is called now
     "convention": {"reference": "paper_code"},
     "decoder": {"torchvision": "device"},
     "dao.form": {"true": "mean_log", "false": "published"},
     "variant": {"reference": "blended"},
+    "detector": {"drift_density": "drift_pursuit"},
+    "rank_by": {"drift_density": "drift_pursuit"},
     "attack": {"sig_reference": "sig_blended"},
     "experiment": {"normalise": "raw_vs_normalised", "collapse": "k_vs_poisons", "adaptive": "adaptive_attacks"},
 }

@@ -194,7 +194,7 @@ def views(run: Run, model: Any, shown: PoisonedPairs, embeddings: Embeddings) ->
     form=stored.DRIFT,
 )
 def drift(run: Run, model: Any, shown: PoisonedPairs, embeddings: Embeddings) -> np.ndarray:
-    """measures how far five mild augmentations move each image's embedding, for Drift and DriftDensity"""
+    """measures how far five mild augmentations move each image's embedding, for Drift and DriftPursuit"""
     from experiments.clip.embed import drift_of_views
 
     return drift_of_views(model, shown, embeddings, **run.resources.loading(shown.clean))

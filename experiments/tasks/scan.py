@@ -38,15 +38,16 @@ from experiments.tasks.scan_result import ScanResult, group_numbers, metrics_of,
 
 log = logging.getLogger(__name__)
 
-MULTISCALE, DENSITY_RATIO = "multiscale", ("slof", "lof", "dao")
+WIDE, DENSITY_RATIO = ("pursuit", "multiscale"), ("slof", "lof", "dao")  # by preference; together
 
 
 @dataclass(frozen=True)
 class Scan:
     """How to scan, and what to show.
 
-    rank_by: "density", or one detector's column, such as `dao` or `slof_raw`. Density is Multiscale's column;
-        without it (not chosen, or data smaller than its k) the mean of the ranks of SLOF, LOF and DAO.
+    rank_by: "density", or one detector's column, such as `dao` or `slof_raw`. Density is Pursuit's column,
+        else Multiscale's; without both (not chosen, or data smaller than their k) it is the mean rank of SLOF, LOF
+        and DAO.
     gallery: suspects shown.
     shards_per_part: scan this number of shards at a time; None: everything at once.
     part, parts: of the parts, compute only every `parts`-th, from the `part`-th on, and leave their tables.
@@ -156,12 +157,12 @@ class Scan:
                     f"task.rank_by must be density or one of {', '.join(columns)}, got {self.rank_by!r}"
                 )
             return [self.rank_by]
-        for kinds in ((MULTISCALE,), DENSITY_RATIO):
+        for kinds in (*((name,) for name in WIDE), DENSITY_RATIO):
             for ending in ("", "_raw"):
                 if chosen := [name + ending for name in kinds if name + ending in columns]:
                     return chosen
         raise ValueError(
-            f"task.rank_by=density needs one of {', '.join((MULTISCALE, *DENSITY_RATIO))} among the detectors, "
+            f"task.rank_by=density needs one of {', '.join((*WIDE, *DENSITY_RATIO))} among the detectors, "
             f"which are {', '.join(columns) or 'none'}; add one, or name a column to rank by"
         )
 
@@ -187,9 +188,9 @@ class Scan:
                 )
 
     def _left_out(self, runner: Runner, column: str) -> bool:
-        """Whether Multiscale is not computed, as the samples are too few for it and others can stand in for it."""
+        """Whether this of `WIDE` is not computed, as the samples are too few and others can stand in for it."""
         columns = self.columns(runner.experiment)
-        if self.rank_by != "density" or not column.startswith(MULTISCALE) or not set(DENSITY_RATIO) & set(columns):
+        if self.rank_by != "density" or not column.startswith(WIDE) or not set(DENSITY_RATIO) & set(columns):
             return False
         detector = runner.experiment.detector(columns[column])
         return detector.k >= (detector.scope_size(len(runner.value("clean"))) or np.inf)

@@ -31,7 +31,7 @@ ROOT = {
 DRAW_BY_SAMPLE = ("bdetclip", "safeclip", "subspace")  # random numbers that do not depend on the order of the rows
 OPTIONAL = {"pyod": "pyod", "cleanlab": "cleanlab"}  # detector -> package of the extra `detectors`
 CHEAPER = {"cognitive_distillation": {"steps": 20, "gamma": 0.01, "beta": 1}, "forest": {"trees": 30}}
-CHEAPER |= {name: {"k": 20, "narrow": 5, "batch_size": 64} for name in ("drift_density", "multiscale")}
+CHEAPER |= {name: {"k": 20, "narrow": 5, "batch_size": 64} for name in ("drift_pursuit", "multiscale", "pursuit")}
 N, D, PLANTED = 96, 16, 3
 
 

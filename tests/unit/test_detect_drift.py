@@ -9,8 +9,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 from test_detect_views import photographs, poison_cluster
 
-from detect import LOF, SLOF, DetectorInputs, Drift, DriftDensity, Embeddings, Multiscale
-from detect.metrics import rank_share, robust_z
+from detect import LOF, SLOF, DetectorInputs, Drift, Embeddings, Multiscale
+from detect.metrics import robust_z
 from detect.views import DRIFT
 
 
@@ -87,28 +87,9 @@ def test_an_image_that_does_not_move_at_all_is_not_suspicious():
     assert scores[3] == scores[4]
 
 
-def test_drift_density_is_the_cubic_mean_of_the_surprises_by_density_and_drift():
+def test_multiscale_is_the_largest_robust_z_of_four_log_ratios():
     image, _ = poison_cluster(poisons=20)
-    inputs = given(np.random.default_rng(2).random((len(image), 3)) + 0.1, image)
-    density = np.max([robust_z(np.log(kind(k=k).score(inputs))) for kind in (SLOF, LOF) for k in (10, 40)], axis=0)
-    np.testing.assert_allclose(Multiscale(k=40, narrow=10).score(inputs), density)
-    u, v = rank_share(density), rank_share(Drift().score(inputs))
-    cubes = (-np.log(1 - u)) ** 3, (-np.log(1 - v)) ** 3
-    np.testing.assert_allclose(DriftDensity(k=40, narrow=10).score(inputs), (sum(cubes) / 2) ** (1 / 3))
-    with pytest.raises(ValueError, match="needs drift"):
-        DriftDensity(k=40, narrow=10).score(inputs.embeddings)
+    density = np.max([robust_z(np.log(kind(k=k).score(image))) for kind in (SLOF, LOF) for k in (10, 40)], axis=0)
+    np.testing.assert_allclose(Multiscale(k=40, narrow=10).score(image), density)
     with pytest.raises(ValueError, match=r"narrow must lie in 1\.\.40.* got 41"):
-        DriftDensity(k=40, narrow=41)
-
-
-@pytest.mark.parametrize("poisons", [8, 30, 120])
-def test_drift_density_holds_where_poisons_outnumber_k_and_where_triggers_survive_the_views(poisons):
-    image, truth = poison_cluster(poisons)
-    rng = np.random.default_rng(3)
-    drift = np.exp(rng.normal(-3, 0.3, (len(image), 3)))
-    hanging = drift.copy()
-    hanging[truth, 2] = np.exp(rng.normal(-1, 0.3, poisons))
-    assert roc_auc_score(truth, DriftDensity(k=160, narrow=20).score(given(hanging, image))) > 0.9
-    if poisons < 20:
-        drift[truth, :] = drift.min()  # poisons that move least of all
-        assert roc_auc_score(truth, DriftDensity(k=160, narrow=20).score(given(drift, image))) > 0.9
+        Multiscale(k=40, narrow=41)
