@@ -1,5 +1,6 @@
 """Scans of the same samples from tar shards, Parquet files and a folder of pictures, with one small model."""
 
+import json
 import tarfile
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from experiments.data.shapes.export import Export
 from experiments.pipeline import config as schema
 from experiments.pipeline.runner import Runner
 from experiments.tasks.perform import perform
+from experiments.tasks.rank import main as rank
 
 ROOT = Path(__file__).parents[2]
 TINY = ["data.pairs=200", "data.test_per_class=4", "data.classes=4", "train.epochs=1", "train.batch_size=100"]
@@ -121,6 +123,27 @@ def test_parquet_is_cleaned_by_lists_of_what_stays(do, model, parquet):
     assert not names & set(gone["key"])
     with pytest.raises(ValueError, match="needs data=webdataset"):
         do(*given, "task.write_shards=new")
+
+
+def test_parts_scanned_apart_end_with_one_page_and_one_list(do, model, parquet, tmp_path):
+    pytest.importorskip("duckdb", reason="optional extra `scale`")
+    given = [*SCAN, *model, "task=scan", "data=parquet", f"data.path={parquet}", "neighbours.batch_size=40"]
+    given += ["task.shards_per_part=1", "task.grouping.suspects=0.2"]
+    whole = scores(do(*given)).sort_values("id", ignore_index=True)
+    parts = [do(*given, "task.parts=2", f"task.part={part}") for part in (1, 0)]
+    files = [next(folder.glob("part-*.parquet")) for folder in reversed(parts)]
+    assert [file.name for file in files] == ["part-00000.parquet", "part-00001.parquet"]
+    assert rank([*map(str, files), "--remove", "count=5", "--keep-groups", "--out", str(tmp_path / "out")]) == 0
+    ranked = pd.read_parquet(tmp_path / "out/scores.parquet").sort_values("id", ignore_index=True)
+    same = ["id", "key", "score", "p"]
+    pd.testing.assert_frame_equal(ranked[same], whole[same], check_dtype=False)
+    kept = pd.read_parquet(tmp_path / "out/kept.parquet")
+    assert sorted(kept["id"]) == sorted(ranked.loc[ranked["rank"] > 5, "id"])
+    page = (tmp_path / "out/suspects.html").read_text()
+    order = json.loads(page.partition('type="application/json">')[2].partition("</script>")[0])
+    first = [order["samples"][str(row)]["id"] for row in order["order"][:20]]
+    assert first == ranked.sort_values("rank")["id"].astype(str).tolist()[:20]
+    assert page.count("data:image/") >= 20
 
 
 def test_parquet_trains_a_model_too(do, parquet, tmp_path):
