@@ -104,7 +104,7 @@ def write(
 ) -> Path:
     """Write the page: suspects by rank and by group, with scores and nearest neighbours.
 
-    cleaned: what became of the samples, counted by `experiments.tasks.cleaned_shards.tally`.
+    cleaned: what became of the samples, counted by `experiments.tasks.cleaned_copy.tally`.
     histogram: of all scores: low, high, counts; None: of those in the result, which holds all samples then.
     """
     order = result.order[:gallery]

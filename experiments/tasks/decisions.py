@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments.data.unscored import SCORED
 from experiments.runtime.safe_text import csv_cell, printable
-from experiments.tasks.cleaned_shards import KEPT, REMOVED
+from experiments.tasks.cleaned_copy import KEPT, REMOVED
 
 if TYPE_CHECKING:
     import pandas as pd

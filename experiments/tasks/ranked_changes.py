@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from experiments.data.unscored import SCORED
-from experiments.tasks.cleaned_shards import KEPT, REMOVED, UNSCORED
+from experiments.tasks.cleaned_copy import KEPT, REMOVED, UNSCORED
 from experiments.tasks.decisions import FINE, NAMES, POISON, Decisions
 from experiments.tasks.ranking_work import Work, quoted
 

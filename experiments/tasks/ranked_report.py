@@ -58,7 +58,7 @@ def write_report(ranking: Ranking, ranked: Ranked, detectors: Sequence[str], out
 
 
 def _counts(ranked: Ranked) -> dict[str, Any]:
-    """What became of the samples, as `cleaned_shards.tally` counts it."""
+    """What became of the samples, as `cleaned_copy.tally` counts it."""
     unscored = Counter(ranked.unscored)
     removed, decided = ranked.removed, ranked.changes.decided
     found: dict[str, Any] = {"members": ranked.n + sum(unscored.values()), "kept": ranked.n - ranked.removed}
@@ -162,7 +162,7 @@ def _gaps(ranked: Ranked) -> list[str]:
     if groups.without:
         lines.append(f"**{groups.without:,} parts have left no suspects, and are in no group.**")
     if groups.missing:
-        lines.append(f"**{groups.missing:,} of these were not grouped: their part has not left them.**")
+        lines.append(f"{groups.missing:,} of these were not grouped, as their part has not left them.")
     if groups.samples.left_out:
         lines.append(f"{groups.samples.left_out:,} samples that the parts have left were too many to be compared.")
     return ["", " ".join(lines)]
