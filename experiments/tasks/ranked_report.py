@@ -50,6 +50,7 @@ def write_report(ranking: Ranking, ranked: Ranked, detectors: Sequence[str], out
 
     counts = _counts(ranked)
     shown = _suspects(ranking, ranked, detectors)
+    (out / PAGE).unlink(missing_ok=True)  # of an earlier ranking
     if shown is not None:
         page.write(shown, out / PAGE, gallery, counts, ranked.histogram)
     text = _summary(ranking, ranked, shown, out)
@@ -122,11 +123,19 @@ def _summary(ranking: Ranking, ranked: Ranked, shown: Suspects | None, out: Path
     files = [
         "scores.parquet (every ranked sample: score, p, rank)",
         "removed.parquet (what goes, with all columns, by rank)",
-        "kept.parquet" + (" and kept.txt" if "id" in ranking.columns else "") + " (what stays)",
+        "kept.parquet"
+        + (" and kept.txt" if "id" in ranking.columns and not ranked.repeated else "")
+        + " (what stays)",
         f"suspects.parquet (the first {min(ranking.top, ranked.n):,})",
         *["domains.parquet"][: len(ranked.domains)],
     ]
     lines += ["", f"In {printable(out)}: {', '.join(files)}. To clean, keep the samples of kept.parquet."]
+    if ranked.repeated:
+        lines += [
+            "",
+            "**Samples of several parts have the same id, as their shards are named alike.** kept.parquet names the "
+            "part of each; there is no kept.txt, and decisions about such samples need shards of different names.",
+        ]
     if shown is not None:
         lines += [
             "",

@@ -39,6 +39,7 @@ class Ranked:
     are removed than expected (`experiments.tasks.domains`): name, samples, removed, lift, examples.
     histogram: of the score, for the page.  groups: of the suspects; None where the parts have left none.
     changes: what decisions and groups change.
+    repeated: whether different samples have the same id, as the shards of some parts are named alike.
     """
 
     n: int
@@ -50,6 +51,7 @@ class Ranked:
     histogram: dict[str, Any]
     groups: RankedGroups | None
     changes: Changes
+    repeated: bool
 
 
 @dataclass(frozen=True)
@@ -82,14 +84,15 @@ class Ranking:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
     def write(self, out: Path) -> Ranked:
-        """scores.parquet, removed.parquet, kept.parquet, suspects.parquet, and, if there are ids, kept.txt, and if
-        there are urls, domains.parquet, in `out`.
+        """scores.parquet, removed.parquet, kept.parquet, suspects.parquet, in `out`; if there are ids that differ,
+        kept.txt; if there are urls, domains.parquet.
 
-        Raises ImportError without DuckDB, ValueError for scores that cannot be ranked and for decisions and
-        suspects of other data.
+        Raises ImportError without DuckDB, ValueError for scores that cannot be ranked, for a sample that is in two
+        parts, and for decisions and suspects of other data.
         """
         identity = {"by": list(self.by), "columns": list(self.columns)}
         with working(out, self.files, identity, self.memory_mb, self.threads) as work:
+            repeated = "id" in self.columns and _repeated(work, self.columns)
             n = work.table("parts", self._parts())
             if not n:
                 raise ValueError("there is no scored sample to rank")
@@ -104,16 +107,16 @@ class Ranking:
             groups = find_groups(work, n, self.columns)
             taken = groups.alarming_rows() if groups and self.remove_groups and self.remove.given else ()
             changes = changes_of(work, self.decisions, self.columns, np.asarray(taken, np.int64), most)
-            removed = self._write_lists(work, n, most, changes)
+            removed = self._write_lists(work, n, most, changes, repeated)
             domains, addresses, unusual = self._domains(work, n, removed)
             counts = (
                 f"SELECT status, count(*) FROM {work.source} WHERE status <> '{SCORED}' GROUP BY 1 ORDER BY 2 DESC"
             )
             unscored = dict(work.rows(counts)) if "status" in self.columns else {}
             histogram = _histogram(work, n)
-        return Ranked(n, removed, unscored, domains, addresses, unusual, histogram, groups, changes)
+        return Ranked(n, removed, unscored, domains, addresses, unusual, histogram, groups, changes, repeated)
 
-    def _write_lists(self, work: Work, n: int, most: int, changes: Changes) -> int:
+    def _write_lists(self, work: Work, n: int, most: int, changes: Changes, repeated: bool) -> int:
         """Write the samples with what becomes of them; how many are removed."""
         work.give("changes", row=changes.rows, gone=changes.gone)
         digest = hashlib.sha256(f"{most} {changes.rows.tolist()} {changes.gone.tolist()}".encode()).hexdigest()[:16]
@@ -129,12 +132,15 @@ class Ranking:
         if removed >= n:
             raise ValueError(f"threshold, groups and decisions would remove all of {n:,} samples, and leave none")
         names = [quoted(name) for name in NAMES if name in self.columns]
-        scored = f"(SELECT {', '.join([*names, '1'])} FROM {work.source} s {self._only_scored()}) a"
+        inner = [*names, "s.filename AS part", "1"]
+        scored = f"(SELECT {', '.join(inner)} FROM {work.source} s {self._only_scored()}) a"
         own = [f"a.{name}" for name in names]
         both = f"FROM {scored} POSITIONAL JOIN {fates} b"
         work.file("scores.parquet", f"SELECT {', '.join([*own, 'b.score, b.p, b.rank'])} {both}", ordered=True)
-        work.file("kept.parquet", f"SELECT {', '.join(own) or 'b.row'} {both} WHERE NOT b.gone", ordered=True)
-        if "id" in self.columns:
+        wanted = [*own, *(["a.part"] if repeated else [])] or ["b.row"]
+        work.file("kept.parquet", f"SELECT {', '.join(wanted)} {both} WHERE NOT b.gone", ordered=True)
+        (work.out / "kept.txt").unlink(missing_ok=True)
+        if "id" in self.columns and not repeated:
             kept = f"SELECT id FROM read_parquet({text(work.out / 'kept.parquet')})"
             work.file("kept.txt", kept, ordered=True)
         work.file("removed.parquet", self._all_columns(work, f"SELECT * FROM {fates} WHERE gone"))
@@ -215,6 +221,25 @@ class Ranking:
         )
         most = work.rows(f"SELECT domain, n, removed, lift FROM {written} LIMIT 20")
         return most, (int(known), int(number)), unusual
+
+
+def _repeated(work: Work, columns: Sequence[str]) -> bool:
+    """Whether samples of several parts have the same id; ValueError for a sample that is in two parts.
+
+    Ids of one shard or file differ in their lower 20 bits alone, so few of them need to be compared.
+    """
+    if work.rows(f"SELECT typeof(id) FROM {work.source} LIMIT 1") != [("BIGINT",)]:
+        return False
+    shared = f"SELECT id >> 20 FROM {work.source} GROUP BY 1 HAVING min(file_index) <> max(file_index)"
+    if not work.rows(f"{shared} LIMIT 1"):
+        return False
+    of_shared = f"FROM {work.source} WHERE (id >> 20) IN ({shared})"
+    names = ", ".join(quoted(name) for name in ("id", "key", "shard", "caption") if name in columns)
+    twice = f"SELECT id, min(filename), max(filename) {of_shared} GROUP BY {names} HAVING count(*) > 1 LIMIT 1"
+    for id, one, other in work.rows(twice):
+        where = f"in {one} and in {other}" if one != other else f"twice in {one}"
+        raise ValueError(f"each sample must be given once, but the one with the id {id} is {where}")
+    return bool(work.rows(f"SELECT 1 {of_shared} GROUP BY id HAVING count(*) > 1 LIMIT 1"))
 
 
 def _histogram(work: Work, n: int, bins: int = 60) -> dict[str, Any]:

@@ -336,3 +336,27 @@ def test_samples_that_are_too_many_are_counted(scanned, tmp_path, monkeypatch):
     text = (tmp_path / "out/summary.md").read_text()
     assert "samples that the parts have left were too many to be compared." in text
     assert page_data(tmp_path / "out")["groups"][0]["size"] == COPIES
+
+
+def test_a_part_that_was_scanned_twice_is_refused(scanned, own, tmp_path, capsys):
+    """As a job that was started again leaves its part in another run's folder."""
+    given = [str(scanned[0] / "part-*.parquet"), str(own / "part-00003.parquet"), "--rank-by", "slof"]
+    assert main([*given, "--remove", "count=10", "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "each sample must be given once, but the one with the id 314" in error
+    assert str(own / "part-00003.parquet") in error
+
+
+def test_shards_that_are_named_alike_are_told_apart_by_their_part(scanned, own, tmp_path):
+    table = pd.read_parquet(own / "part-00003.parquet")
+    other = own / "part-00010.parquet"
+    table.assign(key="x" + table["key"], caption="another").to_parquet(other, index=False)
+    given = [str(scanned[0] / "part-*.parquet"), str(other), "--rank-by", "slof", "--remove", "count=10"]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/kept.txt").write_text("of an earlier ranking")
+    assert main([*given, "--out", str(tmp_path / "out")]) == 0
+    kept = pd.read_parquet(tmp_path / "out/kept.parquet")
+    assert set(kept.loc[kept["key"].str.startswith("x"), "part"]) == {str(other)}
+    assert kept["part"].nunique() == PARTS + 1
+    assert not (tmp_path / "out/kept.txt").exists()
+    assert "**Samples of several parts have the same id" in (tmp_path / "out/summary.md").read_text()
