@@ -133,8 +133,8 @@ def _summary(ranking: Ranking, ranked: Ranked, shown: Suspects | None, out: Path
     if ranked.repeated:
         lines += [
             "",
-            "**Samples of several parts have the same id, as their shards are named alike.** kept.parquet names the "
-            "part of each; there is no kept.txt, and decisions about such samples need shards of different names.",
+            "**Samples of several parts have the same id, as their shards are named alike.** kept.parquet names "
+            "the part of each. There is no kept.txt, and decisions about such samples need other names of shards.",
         ]
     if shown is not None:
         lines += [
