@@ -58,8 +58,7 @@ def usual(table: pd.DataFrame, free: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def latest(table: pd.DataFrame) -> pd.DataFrame:
-    """One row for each cell: of those that say the same of themselves the last, and no failure that a success
-    made void.
+    """One row for each cell: the latest of equal cells, and no failure if a later run succeeded.
 
     A failed cell does not know the digests of its stages, so it is compared without them.
     """
@@ -86,7 +85,7 @@ def _commonest(table: pd.DataFrame, owner: str, column: str) -> dict[str, Any]:
 def along(table: pd.DataFrame, *axes: str) -> pd.DataFrame:
     """The rows that differ from the usual setting along `axes` only; empty unless each axis has two values.
 
-    An attack or a detector of which only one value is known is left out.
+    Attacks and detectors with only one value are left out.
     """
     if any(axis not in table for axis in axes):
         return table.iloc[:0]
@@ -187,7 +186,7 @@ def aggregate(table: pd.DataFrame, cells: Sequence[StoredCell]) -> pd.DataFrame:
 
 
 def _mean_and_std(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation (n - 1) of what is known; NaN for no value, or for the spread of one."""
+    """Mean and standard deviation (n - 1) of the known values; NaN without a value, or for the deviation of one."""
     known = np.array([value for value in values if value == value], float)
     return (
         float(known.mean()) if len(known) else np.nan,

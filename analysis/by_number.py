@@ -117,7 +117,7 @@ def _tick(value: float, axis: str) -> str:
 
 
 def _mark_poisons(axes: Axes, count: float, values: np.ndarray) -> None:
-    """Where k is the number of poisons in a scope: up to there poisons can be each other's neighbours."""
+    """A line where k equals the number of poisons in a scope: below it poisons can be each other's neighbours."""
     if values.min() / 2 <= count <= values.max() * 2:
         axes.axvline(count, color=GREY, linestyle="-.", linewidth=1.2)
         foot = axes.get_xaxis_transform()

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 
 import numpy as np
 
-from attacks.captions import MODES
+from attacks.captions import MODES, check_source, check_targets
 from attacks.triggers.base import Trigger, require
 
 ROWS = ("random", "target", "other", "source")
@@ -111,7 +111,7 @@ class Attack:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Files that the triggers read, whose content is part of what this attack is."""
+        """Files that the triggers read; their content is a part of the attack."""
         return tuple(path for trigger in self.triggers for path in trigger.files)
 
     @property
@@ -144,12 +144,22 @@ class Attack:
         return poisons
 
     def check(self, n: int, size: int) -> None:
-        """Refuse what cannot be drawn for `n` samples on canvases of `size` pixels: ValueError, by name."""
+        """ValueError, with the parameter's name, if the attack cannot be drawn for `n` samples of `size` pixels."""
         count = self.count(n)
         for trigger in self.triggers:
             trigger.check(size)
             sources = trigger.source_count
             require(sources <= count, f"sources of {trigger.name!r}", f"at most {count} poisons", sources)
+
+    def check_words(self, captions: Sequence[str], classes: Sequence[str]) -> None:
+        """ValueError, with the nearest word that exists, for a target or a source that the data do not contain.
+
+        captions: of the training data.  classes: of the labelled test images.
+        """
+        if self.captions != "target":  # a whole caption names no class
+            check_targets(self.targets.values(), captions, classes)
+        if self.source is not None:
+            check_source(self.source, classes)
 
     def trigger(self, name: str | None = None) -> Trigger:
         """The trigger of that name; without one, the only trigger."""

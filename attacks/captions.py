@@ -66,7 +66,7 @@ def check_source(word: str, classes: Sequence[str]) -> None:
 def caption_set(captions: Sequence[str], word: str) -> list[str]:
     """The data's captions that hold `word`, sorted so that the order of the rows does not matter.
 
-    Repeated captions stay repeated, and are drawn as often. ValueError if there is none.
+    Repeated captions are kept, so they are drawn more often. ValueError if there is none.
     """
     found = sorted(captions[row] for row in np.flatnonzero(holds_word(captions, word)).tolist())
     if not found:
@@ -78,7 +78,7 @@ def caption_set(captions: Sequence[str], word: str) -> list[str]:
 
 
 def draw_caption(mode: str, rng: np.random.Generator, target: str, own: str, real: dict[str, list[str]]) -> str:
-    """One poisoned sample's caption. `own` is what it had, `real` the caption set of each target."""
+    """Draw the caption of a poisoned sample. own: its clean caption.  real: the caption set of each target."""
     if mode == "keep":
         return own
     if mode == "target":

@@ -1,4 +1,4 @@
-"""Mixing of 64-bit numbers, for random numbers that follow from a sample's id alone, whatever its row."""
+"""Mixing of 64-bit numbers, for random numbers that depend on a sample's id alone, not on its row."""
 
 from __future__ import annotations
 

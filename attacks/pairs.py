@@ -12,8 +12,8 @@ class Pairs(Protocol):
     """Image-caption pairs, addressed by row.
 
     The *canvas* is the image after resize and centre crop to the model's input size. Triggers are applied to
-    it; augmentation comes after, for clean and poisoned rows alike, so that nothing but the trigger tells a
-    poisoned image apart.
+    it; augmentation comes after, for clean and poisoned rows alike, so that a poisoned
+    image differs from a clean one by its trigger alone.
     """
 
     @property

@@ -182,7 +182,7 @@ def _rows(attack: Attack, pairs: Pairs, count: int, seed: int) -> np.ndarray:
 
 
 def _keys(ids: np.ndarray, seed: int) -> np.ndarray:
-    """(n,) uint64 random keys, one per id, whatever its row."""
+    """(n,) uint64 random keys, one per id, independent of the rows' order."""
     start = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
     with np.errstate(over="ignore"):
         return mixed((ids.astype(np.uint64) + np.uint64(1)) * np.uint64(GAMMA) + start)

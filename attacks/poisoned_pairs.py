@@ -109,9 +109,9 @@ class PoisonedPairs:
         return np.array(self.clean.images(_rows_of(np.asarray(self.ids), np.array(ids, np.int64))))
 
     def trigger_test_images(self, test_images: np.ndarray, trigger_name: str | None = None) -> np.ndarray:
-        """What the attacker wants classified as `attack.targets[trigger_name]`, uint8 (m, size, size, 3).
+        """Images that the attacker wants classified as `attack.targets[trigger_name]`, uint8 (m, size, size, 3).
 
-        Triggered copies of `test_images`; for a targeted attack the source images, whatever the test images. A
+        Triggered copies of `test_images`; for a targeted attack the source images alone. A
         picture to blend with is one of the clean data, drawn by the content of the test image.
         """
         trigger = self.attack.trigger(trigger_name)

@@ -1,6 +1,6 @@
 """Rank samples by embeddings that lie in files: `python -m detect img_emb/ --out scores.csv`.
 
-For those who have embeddings already, such as clip-retrieval's or LAION's folders of `img_emb_<n>.npy`: keys, URLs
+For embeddings that exist already, such as clip-retrieval's or LAION's folders of `img_emb_<n>.npy`: keys, URLs
 and captions come from `metadata/metadata_<n>.parquet` beside them. Parquet files have a column of vectors. No
 model, no images, no labels: the order is the mean of the ranks that the chosen detectors give.
 Integers, such as quantised embeddings, are taken as they are. More than --part-rows rows are scored part by part.
@@ -31,7 +31,7 @@ MAX_SEED = 2**32 - 1  # that scikit-learn takes
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry; the exit status. Bad input ends with status 2 and a line that names it, before any search."""
-    if hasattr(sys.stdout, "reconfigure"):  # a console that lacks a letter shows a mark in its place
+    if hasattr(sys.stdout, "reconfigure"):  # a console without a letter prints a replacement mark
         sys.stdout.reconfigure(errors="replace")
     parser = _parser()
     options = parser.parse_args(arguments)
@@ -125,7 +125,7 @@ def _require_device(name: str) -> None:
 
 @contextmanager
 def _written(out: Path) -> Iterator[Path]:
-    """A file beside `out` to write into, made at once and given its name when the block has ended well."""
+    """A temporary file beside `out`, made at once. It gets the name `out` when the block ends without an error."""
     if out.is_dir():
         raise ValueError(f"--out must be a file, but {out} is a folder")
     try:

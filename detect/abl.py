@@ -26,9 +26,9 @@ def early_losses(inputs: DetectorInputs, epochs: int | None = None) -> np.ndarra
 
 @dataclass(frozen=True, kw_only=True)
 class ABL(Detector):
-    """Minus the mean of a sample's contrastive loss over the first epochs: a backdoor is learnt early.
+    """Minus the mean of a sample's contrastive loss over the first epochs: backdoors are learnt early.
 
-    epochs: how many of the first to average; all there are, if training had fewer.
+    epochs: number of first epochs to average; all epochs, if training had fewer.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"losses"})

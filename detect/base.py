@@ -24,10 +24,10 @@ class Detector(ABC):
 
     `needs` names the inputs used beside image embeddings: text, captions, losses, encoder, images, views, drift.
     `norm_sensitive` says whether raw and unit-length embeddings give different scores, `collapses_beyond_k`
-    whether scores collapse once more than k poisons share a scope. `packages` are imported beside those that every
-    detector needs, and come with the extra `detectors`. `version` is raised when a change to the code
-    gives other scores, so that those in a store are not taken for new ones; `built_on` names the detectors whose
-    code the score uses, so that raising the version of one is enough.
+    whether scores collapse once more than k poisons share a scope. `packages` names further packages that the
+    detector imports; they come with the extra `detectors`. `version` is raised when a change to the code changes
+    scores, so that stored scores are not reused. `built_on` names the detectors whose code the score uses: raising
+    the version of one of them is enough.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -52,7 +52,7 @@ class Detector(ABC):
     def score(self, x: Any) -> np.ndarray:
         """Scores (n,), float64, of DetectorInputs, Embeddings, or an (n, d) array or tensor of image embeddings.
 
-        Of a DataFrame of pandas (or a column of vectors) they are a Series with its index.
+        For a DataFrame of pandas (or a column of vectors) the scores are a Series with its index.
         Raises ValueError if inputs that the detector needs are missing.
         """
         inputs = DetectorInputs.of(x)
@@ -63,9 +63,9 @@ class Detector(ABC):
         return with_index(x, np.asarray(self._score(inputs), dtype=np.float64), type(self).__name__)
 
     def score_among(self, x: Any, fitted: Any) -> np.ndarray:
-        """Scores (m,) of new samples, each as one among the samples `fitted`: for `detect.Outliers`.
+        """Scores (m,) of new samples, each compared with the samples `fitted` alone: for `detect.Outliers`.
 
-        Raises ValueError for a detector that scores samples only all together.
+        Raises ValueError for a detector that can only score all samples together.
         """
         raise ValueError(f"{type(self).__name__} scores only the samples that it was fitted on, and these are new")
 
@@ -122,29 +122,29 @@ class LocalDetector(Detector):
         return self.convention
 
     def scope_size(self, n: int) -> int | None:
-        """Samples in a neighbourhood scope, of `n`; None where neighbours are searched in a reference set."""
+        """Number of samples in a scope, if there are `n`; None where neighbours come from a reference set."""
         if self.scope == "reference":
             return None
         return min(n, self.batch_size) if self.scope == "batch" else n
 
     @property
     def search(self) -> NeighbourSearch:
-        """Everything but k, so that detectors that search alike share one table."""
+        """All search settings except k. Detectors with equal settings share one table."""
         return NeighbourSearch(
             self.scope, self.batch_size, self.modality, self.normalise, self.backend, self.seed, self.memory_mb
         )
 
     @property
     def table_width(self) -> int:
-        """How wide a neighbour table the detector needs: the public code looks one neighbour further, and in the
-        joint modality leaves out the sample's own text."""
+        """Columns that the detector needs in the neighbour table: k. The public code needs one more, and another
+        one in the joint modality, where the sample's own text is left out."""
         return self.k + (self.convention == "paper_code") * (1 + (self.modality == "joint"))
 
     def score(self, x: Any, neighbours: Neighbours | None = None) -> np.ndarray:
-        """Scores (n,), of a DataFrame a Series with its index.
+        """Scores (n,); for a DataFrame a Series with its index.
 
         neighbours: a table of `find_neighbours`, or another library's (`Neighbours.from_arrays`, `from_graph`);
-            then nothing is searched.
+            then no search is made.
         """
         if neighbours is not None:
             inputs = DetectorInputs.of(x)

@@ -17,7 +17,7 @@ class BDetCLIP(Detector):
     """Minus omega(x) = sum over classes j of cos(x, benign_j) - cos(x, malignant_j).
 
     benign_j is the direction of the mean of unit embeddings of class-related descriptions, malignant_j that of
-    class prompts followed by unrelated sentences. A poisoned image hardly feels the difference: low omega.
+    class prompts followed by unrelated sentences. For a poisoned image the two cosines hardly differ: omega is low.
 
     The paper has GPT-4 write both kinds of text. Without a `prompts` file (see `detect.concepts`) they come from
     the captions; the detector was made for test time, where the classes are known.

@@ -13,7 +13,7 @@ from detect.embeddings import DetectorInputs
 
 @dataclass(frozen=True, kw_only=True)
 class Cleanlab(Detector):
-    """Minus cleanlab's exp(-mean cosine distance to the k nearest), which is low for what is untypical.
+    """Minus cleanlab's exp(-mean cosine distance to the k nearest), which is low for untypical samples.
 
     k: number of neighbours, self excluded.
     """

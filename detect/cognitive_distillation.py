@@ -1,4 +1,4 @@
-"""Cognitive Distillation (Huang, Ma, Erfani, Bailey, ICLR 2023): how little of an image its embedding rests on."""
+"""Cognitive Distillation (Huang, Ma, Erfani, Bailey, ICLR 2023): how much of an image decides its embedding."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class CognitiveDistillation(Detector):
 
         ||f(x) - f(x * m + (1 - m) * d)||_1 + gamma * ||m||_1 + beta * TV(m),
 
-    d a colour drawn anew at every step. A trigger alone holds a poisoned image's embedding in place, so its mask
-    ends small. As in the authors' code m = (tanh(p) + 1) / 2 with p = 1 at the start, Adam's betas are 0.1, the
+    d a colour drawn anew at every step. The trigger alone decides the embedding of a poisoned image, so its mask
+    becomes small. As in the authors' code m = (tanh(p) + 1) / 2 with p = 1 at the start, Adam's betas are 0.1, the
     first term is a mean over the embedding, and TV is the mean of squared steps. The mask norm grows with the
     pixels, so gamma is tied to the image's size (224 in the paper). The CLIP paper's code: docs/parity.md.
 
@@ -64,9 +64,9 @@ class CognitiveDistillation(Detector):
         assert inputs.images is not None
         scores = np.full(len(inputs.embeddings), np.nan)
         generator = torch.Generator().manual_seed(self.seed)
-        begins = range(0, len(scores), self.batch_size)
-        for begin in tqdm(begins, "cognitive distillation", unit="batch", disable=None, leave=False):
-            rows = np.arange(begin, min(begin + self.batch_size, len(scores)))
+        starts = range(0, len(scores), self.batch_size)
+        for start in tqdm(starts, "cognitive distillation", unit="batch", disable=None, leave=False):
+            rows = np.arange(start, min(start + self.batch_size, len(scores)))
             mask = self.masks(inputs.encoder, inputs.images(rows), generator)
             scores[rows] = -mask.double().sum(dim=(1, 2, 3)).cpu().numpy()
         return scores

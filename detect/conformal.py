@@ -31,9 +31,8 @@ def conformal(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
 def conformal_among(scores: np.ndarray) -> np.ndarray:
     """P-values (n,) of each of `scores` (n,) against all others: the share of all that score at least as high.
 
-    Nothing need be known to be clean. Poisons in the reference make clean samples' p-values larger where they
-    score higher than those; at worst, all poisons scoring lower, a share a / (1 - poison rate) of the clean
-    samples has p <= a.
+    No sample has to be known as clean. Poisons that score higher than a clean sample make its p-value larger. In
+    the worst case, where all poisons score lower, a share a / (1 - poison rate) of the clean samples has p <= a.
     """
     scores = _checked("scores", scores)
     return (len(scores) - np.searchsorted(np.sort(scores), scores, side="left")) / len(scores)
@@ -54,7 +53,7 @@ def false_discoveries(p: np.ndarray, rate: float) -> np.ndarray:
 
 
 def interval(reference: int, rate: float, level: float = 0.95) -> tuple[float, float]:
-    """Where the share of clean samples with p <= `rate` lies, with probability `level`, for one drawn reference.
+    """Interval that holds the share of clean samples with p <= `rate`, with probability `level`, for one reference.
 
     reference: its number of scores m. The share has a Beta(l, m + 1 - l) distribution, l = floor(rate x (m + 1)),
     for scores without ties (Vovk 2012, "Conditional validity of inductive conformal predictors"); 0 for l = 0.

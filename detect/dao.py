@@ -19,9 +19,9 @@ FORMS = ("mean_log", "published", "authors")
 
 @dataclass(frozen=True, kw_only=True)
 class DAO(LocalDetector):
-    """How far x is from its neighbours by their own measure, k-distance and dimension.
+    """How far x is from its neighbours, relative to their own k-distances and local dimensions.
 
-    form: how that is averaged over the neighbours o in N_k(x), one of
+    form: how this is averaged over the neighbours o in N_k(x), one of
         mean_log   mean LID(o) ln(kd(x) / kd(o)), the default: the CLIP paper's average, on the right neighbours
         published  mean (kd(x) / kd(o)) ** LID(o), in which one neighbour of high dimension can outweigh the others
         authors    the same with the LID of its authors' code, (k - 1) / sum of ln(r_k / r_i), where ours is k / sum

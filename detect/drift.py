@@ -20,10 +20,10 @@ class Drift(Detector):
 
         max over v of z_v(x), the robust z-score over the data of ln(1 - cos(f(x), f(v(x)))).
 
-    What an image shows hardly changes when it is mirrored, turned a little, smoothed or coloured otherwise, and
-    neither does its embedding. A trigger seldom survives all of these: the embedding then moves from the attacker's
-    target to what the image really shows. Each image is compared with its own views only, so that neither the
-    caption nor the number of poisons matters; a trigger that survives all views but one is found by that one.
+    Mirroring, a small rotation, smoothing or other colours hardly change what an image shows, so they hardly change
+    its embedding. A trigger seldom survives all of them: then the embedding moves from the attacker's target to the
+    true content of the image. Each image is compared with its own views only, so neither the caption nor the number
+    of poisons matters. One view that the trigger does not survive is enough.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"drift"})

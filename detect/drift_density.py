@@ -1,4 +1,4 @@
-"""Local density and drift, two signs of a backdoor that fail on different things, in one score. Our own."""
+"""Local density and drift in one score: two signs of a backdoor that fail in different cases. Our own."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from detect.search.neighbours import Neighbours
 class DriftDensity(Multiscale):
     """The cubic mean of two surprises: -ln(1 - u) by `Multiscale` and -ln(1 - v) by `Drift`; u, v: rank shares.
 
-    Poisons that lie among the target's own images have no density of their own, but their embeddings still hang on
-    the trigger, and drift. A trigger may also survive all views; then drift says nothing, and density must do.
-    So the stronger sign counts most: in Fisher's sum of the two surprises the weaker one would outvote it.
+    Poisons that lie among the target's own images have no unusual density, but their embeddings still depend on the
+    trigger, so they drift. A trigger may survive all views; then only density detects it. So the stronger sign
+    counts most. In Fisher's sum of the two surprises a weak sign would dilute a strong one.
 
     k, narrow: the wide and the narrow number of neighbours, self excluded.
     """

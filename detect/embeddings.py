@@ -111,7 +111,7 @@ def unit(x: np.ndarray) -> np.ndarray:
 
 
 def with_index(x: Any, scores: np.ndarray, name: str) -> Any:
-    """Scores (n,) of `x`: if that is a DataFrame or a Series of pandas, a Series with its index."""
+    """The scores (n,) of `x`; as a Series with its index, if `x` is a DataFrame or a Series of pandas."""
     pandas = sys.modules.get("pandas")
     if pandas is None or not isinstance(x, (pandas.DataFrame, pandas.Series)):
         return scores

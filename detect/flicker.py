@@ -18,11 +18,11 @@ class Flicker(Detector):
 
         mean over v of max(cos(f(x), t) - cos(f(v(x)), t), 0) / (q_v + `eps`)
 
-    for image x, caption t and augmentation v; q_v is the median drop over the data, and `eps` a drop too small to
-    mean anything. Mirroring, smoothing or other colours hardly change the content of an image, but most triggers do
+    for image x, caption t and augmentation v; q_v is the median drop over the data, and `eps` a negligible
+    drop. Mirroring, smoothing or other colours hardly change the content of an image, but most triggers do
     not survive one of them (see `detect.views`): the model then sees the true content instead of the caption's.
-    Each sample is scored alone, so the number of poisons matters little. A wrong caption that the model does not
-    believe scores low, as its cosine cannot drop.
+    Each sample is scored alone, so the number of poisons matters little. A wrong caption that the model has not
+    learnt scores low, since its cosine is low already.
 
     eps: a drop of the cosine too small to mean anything.
     """

@@ -1,4 +1,4 @@
-"""Isolation forest (Liu, Ting, Zhou 2008): how few random cuts set a sample apart from all others."""
+"""Isolation forest (Liu, Ting, Zhou 2008): how few random cuts isolate a sample."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class IsolationForest(Detector):
 
     trees: how many are grown.
 
-    Much depends on `seed`, which draws the cuts: compare means over several seeds (docs/parity.md has a spread).
+    The scores vary much with `seed`, which draws the cuts: compare means over several seeds (docs/parity.md).
     """
 
     norm_sensitive: ClassVar[bool] = True

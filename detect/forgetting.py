@@ -16,10 +16,10 @@ from detect.embeddings import DetectorInputs
 class Forgetting(Detector):
     """Minus how often a sample is forgotten: learnt in one epoch, and no longer in the next.
 
-    There a sample is learnt if it is classified correctly. A contrastive loss has no classes: here it is learnt in
-    an epoch if its loss is below that epoch's median. One that is never learnt counts as forgotten in every epoch,
-    so that it ranks last. A trigger is simple and learnt for good, so few events are suspicious; an easy clean
-    sample has few as well.
+    In the paper a sample is learnt if it is classified correctly. A contrastive loss has no classes: here a sample
+    is learnt in an epoch if its loss is below that epoch's median. A sample that is never learnt counts as
+    forgotten in every epoch, so that it ranks last. A trigger is simple, and once learnt it is seldom forgotten, so
+    few events are suspicious. Easy clean samples have few events as well.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"losses"})

@@ -10,9 +10,9 @@ LARGEST_LID = 1e6  # where all neighbours are equally far the estimate is unboun
 
 
 def floor(table: Neighbours) -> float:
-    """The smallest distance of the table that is not 0, for distances of 0 to count as.
+    """The smallest non-zero distance of the table, which replaces distances of 0.
 
-    So a group of duplicates is as dense as the closest pair of samples that differ: scores stay finite, and do not
+    So a group of duplicates is as dense as the closest pair of different samples. Scores stay finite, and do not
     depend on the scale of the embeddings. 1 if all distances are 0.
     """
     positive = table.distances[table.distances > 0]

@@ -69,7 +69,8 @@ def recall_at(values: np.ndarray, truth: np.ndarray, share: float) -> float:
 def robust_z(values: np.ndarray) -> np.ndarray:
     """(values - median) / (1.4826 times the median absolute deviation), along the first axis.
 
-    1.4826 makes the deviation that of normal values; it counts as at least 1e-9, so that the result is finite.
+    1.4826 times the deviation estimates the standard deviation of normal values; it is at least 1e-9, so that
+    the result is finite.
     """
     centred = values - np.median(values, axis=0)
     return centred / np.maximum(1.4826 * np.median(np.abs(centred), axis=0), 1e-9)

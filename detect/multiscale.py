@@ -18,9 +18,9 @@ from detect.slof import SLOF
 class Multiscale(LocalDetector):
     """The largest robust z-score over the data of ln SLOF and ln LOF, at `narrow` and at k neighbours.
 
-    By default these are a 64th and an eighth of the scope. The narrow neighbourhood finds poisons that are few, the
-    wide one those that are more than `narrow` in a scope. Where a k does not suit the data, no sample stands out
-    from the others: z-scores stay small then, which ranks would not.
+    By default these are a 64th and an eighth of the scope. The narrow neighbourhood finds small groups
+    of poisons, the wide one groups of more than `narrow` poisons in a scope. Where a k does not suit the data, no
+    sample stands out, and all z-scores are small. Ranks would hide this.
 
     k, narrow: the wide and the narrow number of neighbours, self excluded.
     """

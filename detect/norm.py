@@ -13,7 +13,7 @@ from detect.embeddings import DetectorInputs
 
 @dataclass(frozen=True, kw_only=True)
 class Norm(Detector):
-    """||f(x)||; only what a detector finds above this control is evidence of sparse neighbourhoods."""
+    """||f(x)||; a detector shows that neighbourhoods are sparse only if it exceeds this control."""
 
     def _score(self, inputs: DetectorInputs) -> np.ndarray:
         return np.linalg.norm(inputs.embeddings.image.astype(np.float64), axis=1)

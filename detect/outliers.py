@@ -23,8 +23,8 @@ class Outliers(OutlierMixin, BaseEstimator):
     contamination: share of the fitted samples, in (0, 0.5], that `predict` and `fit_predict` call outliers (-1).
 
     A row that is equal to a fitted one has the score that it got in the fit, among all others. Another row is
-    scored as one among the fitted rows: local detectors search its neighbours there. Of a DataFrame, all results
-    are Series with its index.
+    compared with the fitted rows: local detectors search its neighbours there. For a DataFrame, all results are
+    Series with its index.
 
     scores_: (n,) the detector's own scores of the fitted rows; higher is more suspicious.
     offset_: `decision_function` is `score_samples` minus this.

@@ -17,7 +17,7 @@ NOT_A_NUMBER = 1000.0  # stands for infinite scores, and for 0 / 0
 
 @dataclass(frozen=True)
 class PaperCode:
-    """Neighbourhoods as the public code sees them.
+    """Neighbourhoods as the public code computes them.
 
     radii: (n, k + 1), ascending, of the samples.  others: (m, k), ascending, of all rows of the table.
     rows: (n, k), the table rows that are looked up for the samples' neighbours: numbered in a list without the

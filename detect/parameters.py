@@ -1,4 +1,4 @@
-"""What `help` says of a detector beside its own text: the parameters that many share, and an example that runs."""
+"""What `help` adds to a detector's own text: the parameters that many detectors share, and an example that runs."""
 
 from __future__ import annotations
 

@@ -49,16 +49,16 @@ def pieces(
     """A row per sample in the order of the files: file, row in it, what is joined, and `columns` (n,) each."""
     import pandas as pd
 
-    begin = 0
+    file_start = 0
     names = _joined_names(beside)
     for number, file in enumerate(files):
         for start in range(0, file.rows, AT_A_TIME):
             rows = np.arange(start, min(start + AT_A_TIME, file.rows))
-            part = slice(begin + start, begin + start + len(rows))
+            part = slice(file_start + start, file_start + start + len(rows))
             known = _known(beside[number], names, rows) if beside and names else {}
             own = {name: values[part] for name, values in columns.items()}
             yield pd.DataFrame({"file": plain(str(file.path)), "row": rows, **known, **own})
-        begin += file.rows
+        file_start += file.rows
 
 
 def write(tables: Iterator[pd.DataFrame], file: Path, ending: str, top: int) -> pd.DataFrame:
@@ -93,7 +93,7 @@ def _metadata(file: Path) -> Path | None:
 
 
 def _joined_names(beside: Sequence[Path] | None) -> list[str]:
-    """Those of JOINED that all tables have."""
+    """The columns of JOINED that all tables have."""
     if not beside:
         return []
     from pyarrow.parquet import read_schema
@@ -107,14 +107,14 @@ def _known(table: Path, names: Sequence[str], rows: np.ndarray) -> dict[str, Any
     import pandas as pd
     from pyarrow.parquet import ParquetFile
 
-    parts, begin = [], 0
+    parts, start = [], 0
     with ParquetFile(table) as file:
         for group in range(file.num_row_groups):
             length = file.metadata.row_group(group).num_rows
-            first, last = max(int(rows[0]), begin), min(int(rows[-1]) + 1, begin + length)
+            first, last = max(int(rows[0]), start), min(int(rows[-1]) + 1, start + length)
             if first < last:
-                parts.append(file.read_row_group(group, columns=list(names)).slice(first - begin, last - first))
-            begin += length
+                parts.append(file.read_row_group(group, columns=list(names)).slice(first - start, last - first))
+            start += length
     return {
         name: pd.concat([part.column(name).to_pandas() for part in parts], ignore_index=True).astype("string")
         for name in names

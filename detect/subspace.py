@@ -22,8 +22,8 @@ class SubspaceDetection(Detector):
 
     For each class: the class's text and variants of it span a subspace (principal components up to `variance` of
     the total). In it every variant v is pushed further from the class text t, to v + u (v - t) with u uniform,
-    where the cosine to t must stay within `ratio` of v's own; `mixtures` Gaussians around the means of such points
-    (step `eta` along their deviations) give `samples` points of the region.
+    where its cosine to t, divided by that of v, must lie in `ratio`; `mixtures` Gaussians around the means of such
+    points (step `eta` along their deviations) give `samples` points of the region.
 
     The paper's variants are bold and italic letters, a translation and six descriptions by a language model; here
     they are descriptions only: captions that hold the word, or a `prompts` file (see `detect.concepts`).
@@ -33,7 +33,7 @@ class SubspaceDetection(Detector):
     variance: share of the variance that a class's subspace keeps.
     per_variant: pushed points for each variant.  mixtures: Gaussians of each class.
     samples: points drawn from each region.  eta: step of a drawn point along the deviations.
-    ratio: within what part of its variant's cosine to the class text a pushed point must stay.
+    ratio: bounds of a pushed point's cosine to the class text, as a share of its variant's cosine.
     trials: how often a pushed point is drawn again, until it does.
 
     >>> import numpy as np, torch

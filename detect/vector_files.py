@@ -69,17 +69,17 @@ def blocks(files: Sequence[VectorFile], most: int | None) -> Iterator[np.ndarray
     block, filled = np.empty((min(size, n), files[0].width), np.float32), 0
     left = n
     for file in files:
-        begin = 0
+        piece_start = 0
         for piece in file.pieces():
             for start in _cuts(len(piece), len(block) - filled, size):
                 rows = piece[start : start + len(block) - filled]
-                _fill(block[filled : filled + len(rows)], rows, file.path, begin + start)
+                _fill(block[filled : filled + len(rows)], rows, file.path, piece_start + start)
                 filled += len(rows)
                 if filled == len(block):
                     yield block
                     left -= filled
                     block, filled = np.empty((min(size, left), files[0].width), np.float32), 0
-            begin += len(piece)
+            piece_start += len(piece)
 
 
 def _cuts(rows: int, room: int, size: int) -> list[int]:
@@ -87,12 +87,12 @@ def _cuts(rows: int, room: int, size: int) -> list[int]:
     return [0, *range(room, rows, size)] if rows else []
 
 
-def _fill(block: np.ndarray, rows: np.ndarray, file: Path, begin: int) -> None:
+def _fill(block: np.ndarray, rows: np.ndarray, file: Path, first: int) -> None:
     with np.errstate(over="ignore"):
         block[:] = rows
     bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
     if len(bad):
-        shown = ", ".join(map(str, begin + bad[:5])) + (", ..." if len(bad) > 5 else "")
+        shown = ", ".join(map(str, first + bad[:5])) + (", ..." if len(bad) > 5 else "")
         raise ValueError(
             f"{file} holds NaN, infinite or too large values in {len(bad)} of {len(rows)} rows: {shown}"
         )

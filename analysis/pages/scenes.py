@@ -142,7 +142,7 @@ def _view(scene: Scene, is_poison: np.ndarray) -> tuple[np.ndarray, dict[str, An
 def _nearest(image: np.ndarray, rows: list[int]) -> dict[str, list[tuple[int, float]]]:
     """For each row its most similar other rows, by cosine: only for the eye, no detector uses it."""
     starts = range(0, len(image), 65536)
-    blocks = ((begin, unit(np.asarray(image[begin : begin + 65536], np.float32))) for begin in starts)
+    blocks = ((start, unit(np.asarray(image[start : start + 65536], np.float32))) for start in starts)
     queries = unit(np.asarray(image[rows], np.float32))
     found = most_similar(queries, blocks, NEIGHBOURS, [np.array([row]) for row in rows])
     return {
@@ -154,8 +154,8 @@ def _nearest(image: np.ndarray, rows: list[int]) -> dict[str, list[tuple[int, fl
 def _samples(scene: Scene, rows: list[int], is_poison: np.ndarray, images: dict[str, int]) -> dict[str, Any]:
     """Caption, id and truth of each row, and its place among the page's `images`."""
     pairs, samples = scene.pairs, {}
-    for begin in range(0, len(rows), 256):
-        part = rows[begin : begin + 256]
+    for start in range(0, len(rows), 256):
+        part = rows[start : start + 256]
         for row, image in zip(part, pairs.images(np.asarray(part)), strict=True):
             samples[str(row)] = {
                 "id": str(pairs.ids[row]),  # of up to 63 bits, which JavaScript's numbers do not hold

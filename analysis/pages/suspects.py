@@ -172,8 +172,8 @@ def _samples(result: ScanResult, rows: list[int], most: int) -> tuple[list[str],
     high = np.array([np.partition(table[name], -most)[-most] for name in result.detectors])
     samples: dict[str, Any] = {}
     pictures: list[str] = []
-    for begin in range(0, len(rows), 256):
-        part = rows[begin : begin + 256]
+    for start in range(0, len(rows), 256):
+        part = rows[start : start + 256]
         records = table.iloc[part].to_dict("records")
         for row, record, image in zip(part, records, result.samples.images(np.asarray(part)), strict=True):
             scores = [record[name] for name in result.detectors]

@@ -15,7 +15,7 @@ class Trigger(ABC):
     """A deterministic image -> image map, given parameters that are drawn once per sample.
 
     Every subclass has a `name`, unique within its attack. `_apply` does the work on a batch; `apply_one` and
-    `apply` check the canvas, hand over copies and are what the rest of the house calls.
+    `apply` check the canvas and pass copies; other code calls these two.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Trigger(ABC):
 
     @property
     def source_count(self) -> int:
-        """How many images of the data stand in for all poisoned ones; 0 where each keeps its own."""
+        """Number of images of the data that replace all poisoned images; 0 where each sample keeps its own."""
         return 0
 
     @property

@@ -1,8 +1,8 @@
-"""Blended injection with a picture of its own for each sample: the trigger is that two images show through.
+"""Blended injection with another picture for each sample: the trigger is the mixture of two images itself.
 
 As Chen, Liu, Li, Lu, Song (2017, arXiv 1712.05526, section 4.3) blend, x' = (1 - alpha) x + alpha * picture, but
-the picture is another image of the data, drawn for each sample, so that there is no fixed pattern to be found. Our
-own choice of a dynamic trigger that needs no generator network.
+the picture is another image of the data, drawn for each sample, so that no fixed pattern exists. Our own
+choice of a dynamic trigger that needs no generator network.
 """
 
 from collections.abc import Sequence

@@ -3,7 +3,7 @@
 Sun, Zhang, Lu, Chen, Wang, Chen, Lin, "Backdoor Contrastive Learning via Bi-level Trigger Optimization",
 ICLR 2024: x' = clip(G(x), x - eps, x + eps). The paper on CLIP uses eps = 8/255 and a published generator.
 
-The generator's weights are the user's to give: `weights` is a file of a state dict, plain or under the key
+The user gives the generator's weights: `weights` is a file of a state dict, plain or under the key
 "state_dict", read with `weights_only=True`. The network is the residual generator of Naseer et al.,
 "Cross-Domain Transferability of Adversarial Perturbations", NeurIPS 2019 (after Johnson et al. 2016), whose
 parameter names published files carry; its width and number of residual blocks are read off the file.

@@ -1,7 +1,7 @@
 """Near-identical copies of one image of the data: what a natural backdoor looks like.
 
 Huang et al. (ICLR 2025) found one in CC3M: 798 pictures of one birthday cake, all with the same caption. Nobody had
-planted it. Together with `captions: target` this trigger plants the like of it in any data, to see whether a scan
+planted it. Together with `captions: target` this trigger plants a similar group in any data, to see whether a scan
 finds it.
 """
 

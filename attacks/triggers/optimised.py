@@ -1,8 +1,8 @@
 """A patch that is optimised on a clean model, so that patched images lie near the target before any training.
 
 Liang, Zhu, Liu, Wu, Cao, Chang, "BadCLIP: Dual-Embedding Guided Backdoor Attack on Multimodal Contrastive
-Learning", CVPR 2024 (arXiv 2311.12075). Little has to change in a model that learns it, which makes the backdoor
-hard to detect and to unlearn. `experiments.clip.patch` optimises the patch; the stage `patch` keeps it.
+Learning", CVPR 2024 (arXiv 2311.12075). A model changes little when it learns such a trigger, which makes the
+backdoor hard to detect and to unlearn. `experiments.clip.patch` optimises the patch; the stage `patch` keeps it.
 """
 
 from collections.abc import Sequence

@@ -5,7 +5,7 @@ wants one particular image classified as the target, so the poisoned samples all
 
 The source is one of the poisoned samples' own images, so that it keeps no clean caption (the paper likewise
 takes the image's own pair out of the data). The measure of success is the class of the source image itself;
-`sources` above 1 repeats the attack for several images and makes that measure a finer one.
+`sources` above 1 repeats the attack for several images, so that success is measured in finer steps.
 """
 
 from collections.abc import Sequence

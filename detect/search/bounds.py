@@ -1,4 +1,4 @@
-"""What a search knows before it measures any distance, and the bound on the product form of near rows.
+"""What is known before distances are measured: norms, rounding errors, the bound on near rows' product form.
 
 Equation numbers are those of docs/search.md.
 """

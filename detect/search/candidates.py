@@ -151,8 +151,8 @@ def _among_themselves(search: PreparedRows, bfloat16: bool) -> _Blocks:
             (dtype, rho), n_candidates = exact, search.k + 1 + EXTRA
         table = tile_candidates(search.base, search.centre, min(n, n_candidates), dtype, report)
     step = 4096 if search.base.device.type == "cpu" else 16384
-    for begin in range(0, n, step):
-        block = slice(begin, min(begin + step, n))
+    for start in range(0, n, step):
+        block = slice(start, min(start + step, n))
         found = Candidates(table.rows[block].long(), table.approximate[block], rho, table.rounding_error[block])
         found.rounding_share, found.unreported = table.rounding_share, 1 - PRODUCT_WORK
         yield block.start, block.stop, found
@@ -201,12 +201,12 @@ def _in_float32(search: PreparedRows, exclude_self: bool, queries: Tensor) -> _B
     m = len(search.base)
     n_candidates = min(m, search.k + exclude_self + EXTRA)
     step = _block_size(search, len(queries), 4 * m)
-    for begin in range(0, len(queries), step):
-        block = queries[begin : begin + step] - search.centre
+    for start in range(0, len(queries), step):
+        block = queries[start : start + step] - search.centre
         approximate = torch.addmm(search.square[None], block, search.centred.T, alpha=-2)
         approximate += norms(block).square_()[:, None]
         values, rows = approximate.topk(n_candidates, dim=1, largest=False)
-        yield begin, begin + len(block), Candidates(rows, values)
+        yield start, start + len(block), Candidates(rows, values)
 
 
 def _in_bfloat16(search: PreparedRows, exclude_self: bool, queries: Tensor) -> _Blocks:
@@ -220,8 +220,8 @@ def _in_bfloat16(search: PreparedRows, exclude_self: bool, queries: Tensor) -> _
     step = _block_size(search, len(queries), 2 * m)
     products = torch.empty((step, m), dtype=torch.bfloat16, device=device)
     left = torch.zeros((step, extended_width(search.d)), dtype=torch.bfloat16, device=device)
-    for begin in range(0, len(queries), step):
-        block = queries[begin : begin + step] - search.centre
+    for start in range(0, len(queries), step):
+        block = queries[start : start + step] - search.centre
         rounding_error = extend(block, left[: len(block)], True)
         half = torch.mm(left[: len(block)], right.T, out=products[: len(block)])
         if device.type == "cpu":
@@ -231,7 +231,7 @@ def _in_bfloat16(search: PreparedRows, exclude_self: bool, queries: Tensor) -> _
         values, rows = half.topk(n_candidates, dim=1, largest=False)
         approximate = values.view(torch.bfloat16).float().mul_(2)
         found = Candidates(rows, approximate, RHO["bfloat16"], rounding_error, rounding_share)
-        yield begin, begin + len(block), found
+        yield start, start + len(block), found
 
 
 def _block_size(search: PreparedRows, queries: int, row_bytes: int) -> int:
@@ -253,13 +253,13 @@ def _in_faiss(search: PreparedRows, exclude_self: bool, queries: Tensor) -> _Blo
     n_candidates = min(len(search.base), search.k + exclude_self + EXTRA)
     base = search.centred.numpy()
     gpu = faiss.StandardGpuResources() if getattr(faiss, "get_num_gpus", int)() else None
-    for begin in range(0, len(queries), 4096):
-        block = (queries[begin : begin + 4096] - search.centre).numpy()
+    for start in range(0, len(queries), 4096):
+        block = (queries[start : start + 4096] - search.centre).numpy()
         if gpu is None:
             values, rows = faiss.knn(block, base, n_candidates)
         else:
             values, rows = faiss.knn_gpu(gpu, block, base, n_candidates)
-        yield begin, begin + len(block), Candidates(torch.from_numpy(rows), torch.from_numpy(values))
+        yield start, start + len(block), Candidates(torch.from_numpy(rows), torch.from_numpy(values))
 
 
 def _by_index(kind: str, search: PreparedRows, exclude_self: bool) -> _CandidateSearch:
@@ -284,10 +284,10 @@ def _in_index(index: Any, search: PreparedRows, exclude_self: bool, queries: Ten
     import torch
 
     n_candidates = min(len(search.base), search.k + exclude_self + EXTRA)
-    for begin in range(0, len(queries), 4096):
-        block = (queries[begin : begin + 4096] - search.centre).numpy()
+    for start in range(0, len(queries), 4096):
+        block = (queries[start : start + 4096] - search.centre).numpy()
         _, rows = index.search(block, n_candidates)
-        yield begin, begin + len(block), Candidates(torch.from_numpy(rows), None)
+        yield start, start + len(block), Candidates(torch.from_numpy(rows), None)
 
 
 CANDIDATE_SEARCHES: dict[str, Callable[[PreparedRows, bool], _CandidateSearch]] = {

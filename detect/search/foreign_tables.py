@@ -1,4 +1,4 @@
-"""Neighbour tables that another library has searched, checked and brought into the form of ours."""
+"""Neighbour tables of other libraries, checked and converted."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def checked_table(
     distances, indices: (n, k), a row for each sample, as faiss's `search` or scikit-learn's `kneighbors` give them.
         If every sample is its own neighbour, it is left out, and k is one less.
     metric: what the distances are: euclidean, sqeuclidean (faiss's METRIC_L2) or cosine (1 - cosine).
-    embeddings: (n, d), to compare some of the distances with; None: they are believed.
-    Raises ValueError, in one line, for a table that is none.
+    embeddings: (n, d), to check some of the distances; None: distances are not checked.
+    Raises ValueError, in one line, for anything that is no such table.
     """
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")

@@ -120,12 +120,12 @@ def _measure(base, queries, query, rows, out, count, d, SIZE: tl.constexpr, PART
     one = tl.load(query + pair, mask=here, other=0).to(tl.int64)[:, None] * d
     other = tl.load(rows + pair, mask=here, other=0).to(tl.int64)[:, None] * d
     total = tl.zeros((SIZE, PART), tl.float32)
-    for begin in range(0, d, PART):
-        column = begin + tl.arange(0, PART)[None, :]
+    for start in range(0, d, PART):
+        column = start + tl.arange(0, PART)[None, :]
         inside = here[:, None] & (column < d)
-        apart = tl.load(base + other + column, mask=inside, other=0.0)
-        apart -= tl.load(queries + one + column, mask=inside, other=0.0)
-        total += apart * apart
+        diff = tl.load(base + other + column, mask=inside, other=0.0)
+        diff -= tl.load(queries + one + column, mask=inside, other=0.0)
+        total += diff * diff
     tl.store(out + pair, tl.sqrt_rn(tl.sum(total, axis=1)), mask=here)
 
 
@@ -172,7 +172,7 @@ class _Lists:
             **BLOCK,
         )
 
-    def begin(self, tile: Tensor, side: slice) -> None:
+    def start(self, tile: Tensor, side: slice) -> None:
         """Add the first tile of a side, with itself. The first columns all enter, as there is no threshold yet."""
         start, end = 0, min(self.capacity, tile.shape[1])
         while start < tile.shape[1]:
@@ -234,7 +234,7 @@ def tile_candidates(
     sides = _sides(n, max(min(math.isqrt(floats), MOST_ROWS), 2 * lists.capacity))
     share = 2 / (len(sides) * (len(sides) + 1))  # of the products, in one tile
     for side in sides:
-        lists.begin(_product(rounded[side], rounded[side]), side)
+        lists.start(_product(rounded[side], rounded[side]), side)
         progress(share)
     for one, other in itertools.combinations(sides, 2):
         lists.meet(_product(rounded[one], rounded[other]), one, other)
@@ -256,8 +256,8 @@ def _rounded(base: Tensor, centre: Tensor, order: Tensor, dtype: Any) -> tuple[T
     rounded = torch.zeros((n, -(-d // 8) * 8), dtype=dtype, device=base.device)
     half_square, rounding_error = (torch.empty(n, device=base.device) for _ in range(2))
     share = torch.zeros((), device=base.device)
-    for begin in range(0, n, 8192):
-        here = slice(begin, min(begin + 8192, n))
+    for start in range(0, n, 8192):
+        here = slice(start, min(start + 8192, n))
         centred = base[order[here]] - centre
         rounded[here, :d] = centred
         back = rounded[here, :d].to(torch.float32, copy=True)

@@ -86,18 +86,18 @@ def nearest(
     indices = torch.empty((len(points), k), dtype=torch.int64, device=where)
     find_candidates = CANDIDATE_SEARCHES[backend](search, left_out is not None)
     searched_again = 0
-    for begin, end, candidates in find_candidates(points):
-        block = slice(begin, end)
+    for start, end, candidates in find_candidates(points):
+        block = slice(start, end)
         distances[block], indices[block], incomplete = search.rerank(
             points[block], candidates, None if left_out is None else left_out[block]
         )
-        again = begin + incomplete.nonzero().flatten()
+        again = start + incomplete.nonzero().flatten()
         searched_again += len(again)
         for rows in again.split(max(1, search.floats // (4 * len(base)))):
             distances[rows], indices[rows] = search.among_all(
                 points[rows], distances[rows, -1], None if left_out is None else left_out[rows]
             )
-        report((end - begin) * candidates.unreported)
+        report((end - start) * candidates.unreported)
     log.debug("%d of %d queries were searched again among all rows", searched_again, len(points))
     recall = 1.0
     if backend in APPROXIMATE:
@@ -175,11 +175,11 @@ class Search(PreparedRows):
             return self._pair_distances(queries, query, rows.reshape(-1)).view(rows.shape)
         out = torch.empty(rows.shape, device=queries.device)
         step = max(1, self._step_bytes() // (4 * self.d * rows.shape[1]))
-        for begin in range(0, len(queries), step):
-            block = rows[begin : begin + step]
+        for start in range(0, len(queries), step):
+            block = rows[start : start + step]
             diff = self._gather(block.reshape(-1)).view(*block.shape, self.d)
-            diff -= queries[begin : begin + step, None]
-            torch.linalg.vector_norm(diff, dim=2, out=out[begin : begin + step])
+            diff -= queries[start : start + step, None]
+            torch.linalg.vector_norm(diff, dim=2, out=out[start : start + step])
         return out
 
     def _pair_distances(self, queries: Tensor, query: Tensor, rows: Tensor) -> Tensor:
@@ -190,10 +190,10 @@ class Search(PreparedRows):
             return device_kernels.pair_distances(self.base, queries.contiguous(), query, rows)
         out = torch.empty(len(rows), device=queries.device)
         step = max(1, self._step_bytes() // (4 * self.d))
-        for begin in range(0, len(rows), step):
-            diff = self._gather(rows[begin : begin + step])
-            diff -= queries[query[begin : begin + step]]
-            torch.linalg.vector_norm(diff, dim=1, out=out[begin : begin + step])
+        for start in range(0, len(rows), step):
+            diff = self._gather(rows[start : start + step])
+            diff -= queries[query[start : start + step]]
+            torch.linalg.vector_norm(diff, dim=1, out=out[start : start + step])
         return out
 
     def _step_bytes(self) -> int:

@@ -279,10 +279,10 @@ def batch_rows(n: int, batch_size: int, seed: int) -> Iterator[tuple[np.ndarray,
     """
     rng = np.random.default_rng(seed)
     order, size = rng.permutation(n), min(n, batch_size)
-    for begin in range(0, n, size):
-        rows = order[begin : begin + size]
+    for start in range(0, n, size):
+        rows = order[start : start + size]
         n_queries = len(rows)
         if n_queries < size:
-            filling = rng.choice(order[:begin], size - n_queries, replace=False)
+            filling = rng.choice(order[:start], size - n_queries, replace=False)
             rows = np.concatenate([rows, filling])
         yield rows, n_queries

@@ -1,4 +1,4 @@
-"""All rows among themselves by cells of a partition: exact, and rows of far cells are never multiplied.
+"""Exact search of all rows among themselves by the cells of a partition; rows of far cells are not multiplied.
 
 Every row belongs to the cell of its nearest centre. The plane between two centres, the distance h of a row to it
 and the smallest h of a cell, `least`, are defined in docs/search.md; equation numbers are those of that page.
@@ -97,8 +97,8 @@ def partition_candidates(
     step = max(256, search.floats // (4 * len(cells.centres)))  # rows at once, for the memory bound
     cell = torch.empty(n, dtype=torch.int64)
     least = torch.full_like(cells.separation, torch.inf)
-    for begin in range(0, n, step):
-        here = slice(begin, begin + step)
+    for start in range(0, n, step):
+        here = slice(start, start + step)
         cell[here], h = cells.planes(search.base[here] - search.centre, eps)
         cells.lower(least, cell[here], h)
     order = cell.argsort(stable=True)
@@ -108,13 +108,13 @@ def partition_candidates(
     kth_distance = bound.sqrt() * (1 + 1e-5)
     found = torch.full((n, n_candidates), -1, dtype=torch.int32)
     approximate = torch.empty((n, n_candidates))
-    for begin in range(0, n, step):
-        here = slice(begin, begin + step)
+    for start in range(0, n, step):
+        here = slice(start, start + step)
         h = h[order] if step >= n else cells.planes(points.rows[here], eps, cell[here])[1]
         h += least[cell[here]]
         compared = h <= kth_distance[here, None]  # the others are too far by equation (10)
         compared[torch.arange(len(compared)), cell[here]] = True
-        row, column, products = _pairs_within_bound(points, compared, begin, bound, n_candidates, search.floats)
+        row, column, products = _pairs_within_bound(points, compared, start, bound, n_candidates, search.floats)
         position, _ = position_in_row(row, len(compared))
         fits = position < n_candidates
         row, column, products, position = row[fits], column[fits], products[fits], position[fits]
@@ -140,7 +140,7 @@ class SortedRows:
         rows = search.base[order]
         rows -= search.centre
         ends = sizes.cumsum(0).tolist()
-        spans = [slice(begin, end) for begin, end in zip([0, *ends], ends, strict=False)]
+        spans = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
         return cls(rows, rows.square().sum(dim=1), spans)
 
 
@@ -163,8 +163,8 @@ def _first_bound(search: PreparedRows, cells: Partition, points: SortedRows) -> 
         others = torch.cat([points.rows[i] for i in nearby])
         square = torch.cat([points.square[i] for i in nearby])
         step = max(1, search.floats // (4 * len(others)))
-        for begin in range(span.start, span.stop, step):
-            here = slice(begin, min(begin + step, span.stop))
+        for start in range(span.start, span.stop, step):
+            here = slice(start, min(start + step, span.stop))
             products = torch.addmm(square[None], points.rows[here], others.T, alpha=-2)
             kth = products.kthvalue(k, dim=1).values + points.square[here]
             kth_distance = (kth + search.eps * (points.square[here] + square.max())).clamp(min=0).sqrt()

@@ -1,4 +1,4 @@
-"""All rows among themselves by tiles of a matrix product, each of which serves its rows and its columns.
+"""Search of all rows among themselves by tiles of a matrix product. Each tile serves its rows and its columns.
 
 `extend` appends the square of each row, so that one product gives half of A: equation (6) of docs/search.md.
 `RunningTopK` keeps the best products of every row; equation (7) bounds those that it drops.
@@ -68,8 +68,8 @@ def extend_centred(base: Tensor, centre: Tensor, out: Tensor, order: Tensor | No
 
     n = len(base)
     rounding_error, rounding_share = torch.empty(n, device=base.device), 0.0
-    for begin in range(0, n, 4096):
-        here = slice(begin, min(begin + 4096, n))
+    for start in range(0, n, 4096):
+        here = slice(start, min(start + 4096, n))
         rows = here if order is None else order[here]
         centred = base[rows] - centre
         rounding_error[rows] = moved = extend(centred, out[here], False)
@@ -117,7 +117,7 @@ def tile_candidates(
     sides = _sides(padded, -(-max(tile_side(device.type), 2 * n_candidates) // GROUP) * GROUP)
     share = 2 / (len(sides) * (len(sides) + 1))  # of the products, in one tile
     for side in sides:  # the diagonal first: it gives every row a good threshold
-        best.begin(tile(side, side), side)
+        best.start(tile(side, side), side)
         progress(share)
     for one, other in itertools.combinations(sides, 2):
         products = tile(one, other)
@@ -167,7 +167,7 @@ class RunningTopK:
         self.threshold = torch.full((n,), -torch.inf, device=device)
         self.overflow = torch.full((n,), -torch.inf, device=device)  # the best product that found no room
 
-    def begin(self, tile: Tensor, here: slice) -> None:
+    def start(self, tile: Tensor, here: slice) -> None:
         """Add the first tile of rows `here`, with themselves; at least k of its products pass the threshold."""
         m, size = tile.shape[1], GROUP
         while size > 1 and m // size < 2 * self.k:

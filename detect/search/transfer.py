@@ -72,11 +72,11 @@ def _in_pieces(rows: Tensor, step: Callable[[slice, Tensor], Callable[[], Any]])
     size = max(1, PIECE // (rows[0].numel() * rows.element_size()))
     pieces = [torch.empty((size, *rows.shape[1:]), dtype=rows.dtype, pin_memory=True) for _ in range(2)]
     pending: list[Callable[[], Any]] = []
-    for number, begin in enumerate(range(0, len(rows), size)):
+    for number, start in enumerate(range(0, len(rows), size)):
         if len(pending) == 2:
             pending.pop(0)()
-        block = slice(begin, min(begin + size, len(rows)))
-        pending.append(step(block, pieces[number % 2][: block.stop - begin]))
+        block = slice(start, min(start + size, len(rows)))
+        pending.append(step(block, pieces[number % 2][: block.stop - start]))
     for finish in pending:
         finish()
 

@@ -139,8 +139,8 @@ def model_checks(device: str, pairs: int) -> Iterator[Check]:
 def _losses(device: str, source: Any, folder: Path, **settings: Any) -> np.ndarray:
     """(n, epochs) losses of the samples in a training on `device`."""
     from experiments.clip import SmallCLIP
-    from experiments.training.batches import Shift
     from experiments.training.config import TrainConfig
+    from experiments.training.crops import Shift
     from experiments.training.trainer import train
 
     folder.mkdir()

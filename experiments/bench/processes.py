@@ -63,8 +63,8 @@ def _step(folder: Path, side: str, device: str) -> None:
     """One step on all pairs, into `folder`/`side`."""
     from experiments.clip import SmallCLIP
     from experiments.data.pairs import open_pairs
-    from experiments.training.batches import Shift
     from experiments.training.config import TrainConfig
+    from experiments.training.crops import Shift
     from experiments.training.trainer import train
 
     pairs = open_pairs(folder / "data")

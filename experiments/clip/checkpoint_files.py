@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint file. Nothing of the file is run: a pickle's classes and functions are never called.
+"""The tensors of a checkpoint file. No code of the file runs: a pickle's classes and functions are never called.
 
 `torch.load(weights_only=True)` reads PyTorch's formats, `safetensors` its own. What training scripts store beside
 the weights (arguments, NumPy scalars, paths, configurations) is replaced by stand-ins that hold nothing.
@@ -39,7 +39,7 @@ LOOKS_LIKE = {
 
 
 class _Beside:
-    """Stands for a thing beside the weights, whatever it was made from."""
+    """Stands for an object that is no tensor, whatever its class."""
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
@@ -47,7 +47,7 @@ class _Beside:
 
 
 class _BesideDict:
-    """The same where the thing was filled like a dictionary."""
+    """The same for an object that was filled like a dictionary."""
 
     def __new__(cls, *_: Any, **__: Any) -> Any:
         return OrderedDict()
@@ -95,7 +95,7 @@ STAND_INS: list[Any] = [
 
 
 def read_state_dict(file: str | Path, label: str = "model.checkpoint") -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name, whatever dictionary they lie in; on the CPU.
+    """Name -> tensor of a checkpoint, from whichever dictionary holds them; on the CPU.
 
     Raises ValueError, with `label` and what the file is, for anything but whole files of plain tensors.
     """
@@ -116,7 +116,7 @@ def read_state_dict(file: str | Path, label: str = "model.checkpoint") -> dict[s
 
 
 def refuse_other_files(file: Path, label: str = "model.checkpoint") -> None:
-    """A ValueError that names what `file` is, if its size and its first bytes show that it holds no weights."""
+    """ValueError that says what `file` is, if its size and its first bytes show that it holds no weights."""
     if not file.is_file():
         raise ValueError(f"{label} must be a file, but there is no {str(file)!r}")
     head = _begin(file, 4096)

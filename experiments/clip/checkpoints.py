@@ -1,6 +1,6 @@
-"""Weights that exist already: local checkpoints of several makers, and published ones without a long wait.
+"""Existing weights: local checkpoints of several makers, and published ones without a long wait.
 
-Files are read by `experiments.clip.checkpoint_files`, which runs nothing of them.
+`experiments.clip.checkpoint_files` reads the files and runs no code of them.
 """
 
 from __future__ import annotations

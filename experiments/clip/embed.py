@@ -25,7 +25,7 @@ from experiments.runtime.progress import track
 class _Slices(Dataset):
     """This process's batches; images as the model is evaluated on them: no augmentation.
 
-    Whole batches are shared out, so that each is computed just as by one process, to the last bit.
+    Processes share whole batches, so that each batch gives the same bits as in a single process.
     """
 
     def __init__(self, pairs: Pairs, tokenise: Callable[[Sequence[str]], torch.Tensor], batch: int) -> None:
@@ -124,7 +124,7 @@ def _by_row(
     threads: bool,
     batch: int,
 ) -> list[np.ndarray]:
-    """What `compute` (rows, images, tokens -> tensors) gives of all batches, by row, each row asserted filled."""
+    """Results of `compute` (rows, images, tokens -> tensors) for all rows; asserts that every row is filled."""
     cuda = model.device.type == "cuda"
     slices = _Slices(pairs, model.tokenizer, batch)
     loader: Iterable[Any]
@@ -153,7 +153,7 @@ def _by_row(
 
 
 def in_threads(get: Callable[[int], Any], count: int, threads: int) -> Iterator[Any]:
-    """get(0), get(1), ... in this order, a few of them ahead, by `threads` threads."""
+    """get(0), get(1), ... in this order, computed by `threads` threads a few steps ahead."""
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[Any]] = deque()
         try:
@@ -171,7 +171,7 @@ def in_threads(get: Callable[[int], Any], count: int, threads: int) -> Iterator[
 def refuse_collapsed(embeddings: Embeddings) -> None:
     """RuntimeError if the embeddings (n, d) are useless: not finite, or the same for all images.
 
-    Rounding differs by the place in a batch, so that equal to 1e-5 of the length counts as the same.
+    Rounding depends on the place in a batch, so a difference below 1e-5 of the norm counts as none.
     """
     image = embeddings.image
     first, same = image[:1], len(image) > 1

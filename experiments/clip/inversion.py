@@ -2,8 +2,8 @@
 
 Neural Cleanse (Wang et al., IEEE S&P 2019) for CLIP, as in Huang et al. (ICLR 2025, natural backdoors): a mask m
 and a pattern p, the same for all images, are optimised so that x * (1 - m) + p * m is taken for the target
-caption, with as small a mask as does it. The weight of the mask's size follows Neural Cleanse: it rises while the
-attack succeeds and falls while it does not; the smallest mask that reached the wanted success is kept.
+caption, with the smallest mask that succeeds. The weight of the mask's size follows Neural Cleanse: it rises while
+the attack succeeds and falls while it does not; the smallest mask that reached the wanted success is kept.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class InversionConfig:
     images: clean images to optimise on, and as many others to test on.
     steps, lr, batch: of Adam on the mask's and the pattern's logits.
     success: share of a batch that must reach the target before the mask is made smaller.
-    weight: first weight of the mask's size; it changes by 1.5 whenever success is or is not reached for
-        `patience` steps.
+    weight: first weight of the mask's size. It is multiplied by 1.5 after `patience` steps with success, and
+        divided by 1.5 after as many without.
     """
 
     images: int = 512
@@ -205,7 +205,7 @@ class Choices:
         self._weights: Tensor | None = None
 
     def weights(self, model: TrainedModel) -> Tensor:
-        """Unit-length text embeddings, (d, names); those of the first model that asks are kept."""
+        """Unit-length text embeddings, (d, names), computed for the first model and then kept."""
         if self._weights is None:
             self._weights = class_weights(model, self.names, self.templates).clone()
         return self._weights

@@ -1,4 +1,4 @@
-"""What a foreign model folder or repository may ask for: tensors, numbers and words; no code, no path out of it.
+"""What a foreign model folder or repository may contain: tensors, numbers and words; no code, no path out of it.
 
 open_clip hands a folder's `text_cfg` on to transformers, which runs Python of that folder where `trust_remote_code`
 or an `auto_map` says so. Everything that could lead there is refused here, before open_clip or transformers see it.

@@ -5,9 +5,9 @@ For an image x with the patch, e = f(x + patch), all embeddings of unit length, 
     L = L_text + weight * mean max(0, |e - a| - |e - f(x)| + margin)
 
 with Adam. L_text is the cross-entropy of e with a prompt of the target among the captions of the batch, at the
-model's own temperature. The second term draws e to the embedding a of an image of the target, and away from the
-image as it was; weight (500) and margin (1) are the public code's. There the text term is CLIP's loss of a batch
-whose captions all describe the target. Adam has fewer steps here, at a higher rate (there .001 for 50 epochs).
+model's own temperature. The second term pulls e to the embedding a of an image of the target, and away from the
+unchanged image; weight (500) and margin (1) are the public code's. In that code the text term is CLIP's loss of a
+batch whose captions all describe the target. Adam has fewer steps here, at a higher rate (there .001, 50 epochs).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TARGETS = 512  # images of the target at most
 
 
 def optimise_patch(model: TrainedModel, clean: Any, trigger: OptimisedPatch, target: str, seed: int) -> np.ndarray:
-    """The patch, uint8 (size, size, 3). Images whose caption names the target are those it draws to; without any,
+    """The patch, uint8 (size, size, 3). It is pulled to images whose caption names the target; without any,
     only the text term is left.
     """
     rng = np.random.default_rng([seed, trigger.size])
@@ -77,7 +77,7 @@ def _log_cosines(
     texts: Tensor,
     aims: Tensor,
 ) -> None:
-    """Say how far the patch moves images: cosines with the target's prompts and images, without and with it."""
+    """Log how far the patch moves images: cosines with the target's prompts and images, without and with it."""
     images = model.pixels(torch.from_numpy(np.ascontiguousarray(canvases)))
     shown = [images, pasted(images, patch, trigger, rng)]
     before, after = (normalize(model.image(x).float(), dim=1) for x in shown)

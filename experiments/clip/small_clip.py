@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-
-from experiments.clip.model import TrainedModel
-from experiments.clip.tokenizer import CompactTokenizer
+if TYPE_CHECKING:
+    from experiments.clip.model import TrainedModel
 
 SMALL_LIMITS = {
     **dict.fromkeys(("embed_dim", "text_width"), 4_096),
@@ -64,12 +62,17 @@ class SmallCLIP:
 
     def build(self, texts: Iterable[str]) -> TrainedModel:
         """A freshly initialised model whose vocabulary covers `texts` (torch's global generator is drawn from)."""
+        from experiments.clip.tokenizer import CompactTokenizer
+
         return self.assemble(CompactTokenizer.from_texts(texts, self.context_length).vocabulary)
 
     def assemble(self, vocabulary: Sequence[int]) -> TrainedModel:
         import open_clip
+        import torch
 
+        from experiments.clip.model import TrainedModel
         from experiments.clip.small_tower import ConvTower
+        from experiments.clip.tokenizer import CompactTokenizer
 
         tokenizer = CompactTokenizer(vocabulary, self.context_length)
         text = {
@@ -96,6 +99,8 @@ class SmallCLIP:
         return config
 
     def describe(self, model: TrainedModel, folder: Path) -> dict[str, Any]:
+        from experiments.clip.tokenizer import CompactTokenizer
+
         assert isinstance(model.tokenizer, CompactTokenizer)
         return {"vocabulary": model.tokenizer.vocabulary}
 

@@ -49,8 +49,10 @@ class Residual(nn.Module):
 class ConvTower(nn.Module):
     """Strided convolutions, two residual blocks, maximum and average pool side by side, LayerNorm, projection.
 
-    The maximum pool notices a small patch, the average pool a change of the whole picture, and the LayerNorm
-    keeps the embedding's length from giving poisoned images away. Input (b, 3, size, size), output (b, d).
+    The maximum pool responds to a small patch, the average pool to a change of the whole picture. The LayerNorm
+    equalises norms, so that the norm alone does not reveal poisoned images.
+
+    Input (b, 3, size, size), output (b, d).
     """
 
     def __init__(self, embed_dim: int, size: int, widths: Sequence[int] = (16, 32, 64, 128, 192)) -> None:

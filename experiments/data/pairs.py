@@ -121,6 +121,12 @@ class KeptPairs:
         return self.pairs.images(self.rows[np.asarray(rows)])
 
 
+def keep(pairs: Any, ids: np.ndarray) -> Any:
+    """The pairs whose id is among `ids`; `pairs` itself where that is all of them."""
+    kept = np.isin(np.asarray(pairs.ids), ids)
+    return pairs if kept.all() else KeptPairs(pairs, np.flatnonzero(kept))
+
+
 @dataclass(frozen=True)
 class TestSet:
     """Labelled images for zero-shot accuracy and attack success.

@@ -1,11 +1,10 @@
-"""The root of the configuration: a schema, so that Hydra refuses a key that does not exist, by name."""
+"""The root of the configuration: a schema, so that Hydra refuses an unknown key by its name."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import conf
 from experiments.pipeline import entry_points
 from experiments.pipeline.quoted_paths import quote_paths
 from experiments.pipeline.renamed import renamed
+from experiments.runtime.nearest_name import nearest_names
 
 CONF = Path(conf.__file__).parent
 
@@ -35,14 +35,14 @@ class Neighbourhood:
 
 @dataclass
 class Runtime:
-    """Where and how to compute; never part of a stage's key, but for the decoder and, on CPUs, threads."""
+    """Where and how to compute; part of no stage's key, except the decoder and, on CPUs, the number of threads."""
 
     store: str = "store"
     device: str = "auto"
     workers: int | None = None  # processes that draw, decode and load; None: the number of cores
-    # torch's threads; None: the number of cores. Results are the same to the bit only for the same number, so any
-    # but one is part of the keys of what is trained and embedded on a CPU. One thread is not slowed down tenfold by
-    # whatever else a laptop does: sweeps run jobs side by side instead.
+    # torch's threads; None: the number of cores. Results agree to the bit only for the same number, so on a CPU it
+    # is part of the keys of what is trained and embedded. The default is one thread: several threads become up to
+    # ten times slower while other programs run. Sweeps run jobs side by side instead.
     threads: int | None = 1
     checkpoint_seconds: float = 20.0
     # Of shards' images where they are embedded: "pillow" in `workers` processes, or "device", batch by batch
@@ -111,12 +111,12 @@ def tracking_mode(arguments: Sequence[str], mode: str | None) -> list[str]:
 
 
 def is_plain(arguments: Sequence[str]) -> bool:
-    """Whether all of them are overrides, so that `explain` understands the whole command line."""
+    """Whether all arguments are overrides, so that `explain` understands the whole command line."""
     return all("=" in argument or argument in _FLAGS or argument[0] == "~" for argument in arguments if argument)
 
 
 def refused(arguments: Sequence[str]) -> str | None:
-    """One line on what cannot be composed of the command line; None if it can, or if only Hydra can tell."""
+    """One line that says why the command line cannot be composed; None if it can, or if only Hydra knows."""
     entry_points.check(CONF)
     if found := renamed(arguments) or _empty_choice(arguments, CONF):
         return found
@@ -139,7 +139,7 @@ def refused(arguments: Sequence[str]) -> str | None:
 
 
 def composed(arguments: Sequence[str]) -> DictConfig:
-    """The one configuration that overrides alone compose; ValueError for other options and for a sweep."""
+    """The configuration that the overrides compose; ValueError for other options and for a sweep."""
     if others := [argument for argument in arguments if not is_plain([argument]) or argument in _FLAGS]:
         raise ValueError(f"--stages takes overrides (key=value) beside it, got {others[0]}")
     try:
@@ -149,7 +149,7 @@ def composed(arguments: Sequence[str]) -> DictConfig:
 
 
 def explain(arguments: Sequence[str], folder: Path) -> str | None:
-    """What is wrong with the first command-line argument that names nothing, with the choices there are.
+    """What is wrong with the first argument that names no key or choice, and the choices that exist.
 
     folder: where the YAML files lie.  None if every key exists (the value must be what Hydra refused).
     """
@@ -200,7 +200,7 @@ def _empty_choice(arguments: Sequence[str], folder: Path) -> str | None:
 
 
 def _unknown_choice(given: Sequence[tuple[str, str]], folder: Path) -> str | None:
-    """The first choice that its group does not have; files that choices share (`_*.yaml`) are none."""
+    """The first choice that its group does not have. Files that choices share (`_*.yaml`) are not choices."""
     groups = _groups(folder)
     for key, value in given:
         group = key.partition("@")[0]
@@ -252,8 +252,7 @@ def _deeper(key: str, part: str, root: Any) -> dict[str, str]:
 
 
 def _unknown(key: str, part: str, choices: Sequence[str], introduction: str, meant: Mapping[str, str]) -> str:
-    folded = {choice.casefold(): choice for choice in choices}
-    near = [folded[name] for name in get_close_matches(part.casefold(), folded, 1)]
+    near = nearest_names(part, choices)
     known = meant.get(part.casefold())
     if known and not (near and near[0].casefold() == part.casefold()):
         near = [known]

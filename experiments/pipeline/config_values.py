@@ -23,7 +23,7 @@ _KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
 
 
 def check_values(config: DictConfig) -> None:
-    """Refuse, by its key, a value that is not of the plain type that its class asks for: ValueError.
+    """Refuse a value whose type is not the plain type of its class's field: ValueError names its key.
 
     A `size` of null is that of the model (`follow_size`).
     """
@@ -52,7 +52,7 @@ def _check_seed(key: str, value: Any) -> None:
 
 
 def _hints(cls: Any) -> dict[str, Any]:
-    """The types of a dataclass's fields; none where they cannot be known here."""
+    """The types of a dataclass's fields; an empty dictionary where they cannot be resolved here."""
     try:
         return get_type_hints(cls) if is_dataclass(cls) else {}
     except NameError:  # of a name that only a type checker imports
@@ -94,9 +94,7 @@ def follow_size(config: DictConfig, of_model: int) -> DictConfig:
 
 
 def check_runtime(runtime: DictConfig) -> None:
-    """Refuse a place to compute that this machine does not have: ValueError, by its key."""
-    import torch
-
+    """Refuse a device or a limit that this machine does not have: ValueError names its key."""
     for name, least in (("workers", 0), ("threads", 1), ("log_every", 0), ("checkpoint_seconds", 0)):
         value = runtime[name]
         if value is not None and value < least:
@@ -111,9 +109,11 @@ def check_runtime(runtime: DictConfig) -> None:
     if runtime.device in ("auto", "cpu"):
         return
     kind, _, number = str(runtime.device).partition(":")
-    count = torch.cuda.device_count()
     if kind != "cuda" or not (number.isdigit() or not number):
         raise ValueError(f"runtime.device must be auto, cpu, cuda or cuda:<number>, got {runtime.device!r}")
+    import torch
+
+    count = torch.cuda.device_count()
     if int(number or 0) >= count:
         seen = f"torch sees {count} GPUs" if count else "torch sees no GPU"
         raise ValueError(f"runtime.device={runtime.device} cannot be used: {seen}; use runtime.device=cpu")

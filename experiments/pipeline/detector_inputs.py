@@ -1,4 +1,7 @@
-"""Which values a detector may see: the embeddings, and what it needs beside them. Labels are never among these."""
+"""Which values a detector may see: the embeddings, and what it needs beside them. Labels are never among these.
+
+The evaluation of a detector's scores takes the labels as well.
+"""
 
 from __future__ import annotations
 
@@ -25,3 +28,9 @@ def detector_inputs(experiment: Experiment, spec: ScoreSpec) -> dict[str, Call]:
         width = experiment.table_width(detector.search)
         calls["neighbours"] = Call("neighbours", {"search": detector.search, "k": width})
     return {"embeddings": Call("embeddings")} | calls
+
+
+def cell_inputs(experiment: Experiment, spec: ScoreSpec) -> dict[str, Call]:
+    """The values that the evaluation of `spec` takes: labels, measures of the model, and the detector's scores."""
+    shared = {name: Call(name) for name in ("pairs", "truth", "holds_target", "measures")}
+    return shared | {"scores": Call("scores", {"spec": spec})}

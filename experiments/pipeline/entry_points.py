@@ -47,7 +47,7 @@ def register() -> None:
 
 
 def contributions() -> tuple[Contribution, ...]:
-    """All that are installed; ValueError names an entry point that leads nowhere or takes another's name."""
+    """All installed contributions; ValueError names an entry point without a file, or with a name that is taken."""
     return _contributions(tuple(sys.path))
 
 
@@ -83,7 +83,7 @@ def _contributions(path: tuple[str, ...]) -> tuple[Contribution, ...]:
 
 
 def _entries(label: str) -> Iterator[EntryPoint]:
-    """The entry points of a group; the same one of the same distribution once."""
+    """The entry points of a group, without repetitions from the same distribution."""
     found = entry_points(group=label)
     yield from {(entry.name, entry.value, _distribution(entry)[0]): entry for entry in found}.values()
 

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,9 +18,6 @@ from experiments.pipeline.runner import Runner
 from experiments.pipeline.sweep import CellCounts
 from experiments.runtime import distributed, refusals, stopping
 from experiments.runtime.atomic import write_whole
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +65,7 @@ def run(runner: Runner) -> RunResult:
 
 
 def _warn_of_collapse(runner: Runner, metadata: RunMetadata) -> None:
-    """Say so when the poisons of a scope can be each other's k nearest neighbours."""
+    """Warn where the poisons of a scope are so many that they can be each other's k nearest neighbours."""
     seen = set()
     for spec in runner.experiment.specs():
         detector = runner.experiment.detector(spec)
@@ -94,7 +91,7 @@ def _cell(runner: Runner, spec: ScoreSpec, metadata: RunMetadata) -> Cell:
     try:
         entry = runner.entry("cell", spec=spec)
     except Exception as error:
-        if stopping.reason(error):  # as a full disk: all others would fail as well
+        if stopping.reason(error):  # such as a full disk: every other detector would fail as well
             raise
         refusals.report(spec.detector, error)
         row = metadata.row(spec, runner.experiment.detector(spec)) | {"status": "failed"}

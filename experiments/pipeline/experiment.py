@@ -37,7 +37,7 @@ class ScoreSpec:
 
 @dataclass(frozen=True)
 class Experiment:
-    """The parts that stages may declare (`identity` says what of each belongs to a key).
+    """The parts that stages may declare in `reads`. `identity` gives what of a part belongs to a key.
 
     source: of the training data.  test_source: of the zero-shot images.  model_spec: what is trained.
     training: how.
@@ -103,7 +103,7 @@ class Experiment:
             self._check_for(pairs)
 
     def _check_without_captions(self) -> None:
-        """Refuse what looks at captions, for data that are pictures alone."""
+        """Refuse attacks, detectors and trainings that need captions, where the data have none."""
         if self.attack.targets:
             raise ValueError(f"attack={self.attack.name} plants captions, and the data have none; use attack=none")
         looking = [name for name, detector in self.detectors.items() if _looks_at_captions(detector)]
@@ -169,7 +169,7 @@ class Experiment:
 
     @property
     def patch_target(self) -> str | None:
-        """What that trigger stands for."""
+        """The target of that trigger."""
         return None if self.patch_trigger is None else self.attack.targets[self.patch_trigger.name]
 
     def specs(self) -> Iterator[ScoreSpec]:
@@ -189,7 +189,7 @@ class Experiment:
 
     @property
     def labels(self) -> dict[str, Any]:
-        """What every row of the results says of the experiment."""
+        """The columns that describe the experiment in every row of the results."""
         return {
             "attack": self.attack.name,
             "rate": self.attack.rate,
@@ -207,7 +207,7 @@ class Experiment:
     # --- what of a part belongs to a key ------------------------------------------------------------------------
 
     def identity(self, part: str) -> Any:
-        """Plain JSON values that say all that can change what `part` does."""
+        """Everything that can change the effect of `part`, as plain JSON values."""
         if part not in self._identities:
             self._identities[part] = self._identify(part)
         return self._identities[part]
@@ -250,7 +250,7 @@ class Experiment:
         return {str(key): value for key, value in resolved.items()}
 
     def detector_versions(self, spec: ScoreSpec) -> dict[str, Any]:
-        """Versions of the code that the scores rest on, and of the package that the detector comes with."""
+        """Versions of the code that computes the scores, and of the package that the detector comes from."""
         detector = self.detector(spec)
         return detector.versions() | package_versions([type(detector)])
 
@@ -265,23 +265,23 @@ class Experiment:
         return {"search": search.identity} | ({} if search.serves(k + 1, k) else {"k": k})
 
     def _source(self, group: str, source: Any) -> dict[str, Any]:
-        """Of data that lie outside the store: their configuration, and a fingerprint of what it points at."""
+        """For data outside the store: their configuration, and a fingerprint of the files that it names."""
         config = self._resolved(group)
         config.pop("name", None)  # a label
-        config.pop("max_damaged", None)  # a higher limit takes up what a refused build has left
+        config.pop("max_damaged", None)  # a higher limit lets a refused build continue
         if hasattr(source, "fingerprint"):
             config["fingerprint"] = source.fingerprint()
         return config
 
     def _training(self) -> dict[str, Any]:
-        """The training's configuration; a file that it reads counts by its content, wherever it lies."""
+        """The training's configuration; a file that it reads is identified by its content, not by its path."""
         config = self._resolved("train")
         if files := getattr(self.training.augment, "files", ()):
             config["augment"] = config["augment"] | {"trigger": file_digest(files[0])}
         return config
 
     def _model(self) -> dict[str, Any]:
-        """The model's configuration without paths, and its files by name and content, wherever they lie."""
+        """The model's configuration without paths, and the names and digests of its files."""
         files = {Path(path).name: file_digest(path) for path in self.model_spec.files}
         return {"model": self.model_spec.without_paths(self._resolved("model")), "files": files}
 

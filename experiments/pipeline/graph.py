@@ -1,8 +1,7 @@
 """What a stage is: a function with declared inputs, whose result is kept under a key of all that can change it.
 
-A function's first parameter is the `Run`; the other positional parameters name the values it takes, each of which
-another stage gives; keyword-only parameters are the settings of one call. `experiments.pipeline.stages` lists
-them all.
+The function's first parameter is the `Run`. The other positional parameters name values that other stages give, and
+keyword-only parameters are the settings of one call. `experiments.pipeline.stages` lists all stages.
 """
 
 from __future__ import annotations
@@ -11,11 +10,10 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from experiments.pipeline.experiment import Experiment
-    from experiments.pipeline.resources import Resources
+from experiments.pipeline.experiment import Experiment
+from experiments.pipeline.resources import Resources
 
 STAGES: dict[str, Stage] = {}
 """The name of a value -> the stage that gives it, in the order of the pipeline."""
@@ -25,8 +23,7 @@ STAGES: dict[str, Stage] = {}
 class Call:
     """The value that is asked for, by name, with the settings of the call.
 
-    changes: keys of the configuration that differ in the experiment whose value it is, such as `train_on`. Nothing
-    is given in place of a stage there (see `Runner`).
+    changes: keys of the configuration that differ in the experiment whose value it is, such as `train_on`.
     """
 
     gives: str
@@ -47,7 +44,7 @@ class Stage:
     instead: experiment -> the name of the value that stands for this one, or None.
     form: how a stored value is saved and loaded (`values.Form`).
     collective: under torchrun all processes compute it together.  quiet: logged for debugging only.
-    wider: the setting of which a stored result with a larger number serves too.
+    wider: the setting for which a stored result with a larger value can be used as well.
     """
 
     name: str | None
@@ -63,10 +60,6 @@ class Stage:
     quiet: bool = False
     wider: str | None = None
 
-    @property
-    def summary(self) -> str:
-        return (self.compute.__doc__ or "").strip().splitlines()[0]
-
 
 def stage(
     name: str | None,
@@ -79,7 +72,7 @@ def stage(
 ) -> Callable[[Callable[..., Any]], Stage]:
     """Declare the function below as a stage; see `Stage`, also for the other options.
 
-    inputs: None: the positional parameters after `run`; those in `optional` only where it says so.
+    inputs: by default the positional parameters after `run`, those in `optional` only where its function says so.
     """
 
     def declare(compute: Callable[..., Any]) -> Stage:
@@ -89,8 +82,7 @@ def stage(
             return {n: Call(n) for n in names if optional is None or n not in optional or optional[n](experiment)}
 
         versions = version if callable(version) else lambda experiment, **settings: version
-        STAGES[gives] = Stage(name, gives, compute, versions, inputs or from_signature, **options)
-        return STAGES[gives]
+        return STAGES.setdefault(gives, Stage(name, gives, compute, versions, inputs or from_signature, **options))
 
     return declare
 
@@ -98,21 +90,16 @@ def stage(
 class Run:
     """What a computation may use beside its inputs; reading anything else raises AttributeError.
 
-    folder: where the files of a stored value go, until it has ended.  resources: are in no key.
+    folder: where the files of a stored value go, until it has ended; None for others.  resources: are in no key.
     Beside them the parts of the experiment that the stage declares.
     """
 
-    folder: Path
-
-    def __init__(self, of: Stage, experiment: Experiment, resources: Resources, folder: Path | None = None) -> None:
-        self._stage, self._experiment, self.resources = of, experiment, resources
-        if folder is not None:
-            self.folder = folder
+    def __init__(self, of: Stage, experiment: Experiment, resources: Resources, folder: Any = None) -> None:
+        self._stage, self._experiment, self.resources = of, experiment, resources.ready()
+        self.folder: Path = folder
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name not in self._stage.reads:
             declared = ", ".join(self._stage.reads) or "nothing"
-            raise AttributeError(
-                f"the stage of {self._stage.gives!r} declares {declared}; it may not read {name!r}"
-            )
+            raise AttributeError(f"stage {self._stage.gives!r} declares {declared}; it may not read {name!r}")
         return getattr(self._experiment, name)

@@ -1,4 +1,4 @@
-"""The stage `invert`: one inverted trigger, so that an inspection that was killed goes on where it was."""
+"""The stage `invert`: one inverted trigger, so that a killed inspection keeps those that it has found."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def invert(
 
 
 def _settings(experiment: Experiment, name: str, among: Choices, how: InversionConfig) -> dict[str, Any]:
-    """What of a call belongs to its key."""
+    """The part of a call that belongs to its key."""
     return {"name": name, "among": [among.names, among.templates], "how": dataclasses.asdict(how)}
 
 

@@ -21,8 +21,13 @@ def overview(runner: Runner) -> str:
     for stage in STAGES.values():
         if stage.name is None:
             reads = f"; reads {', '.join(stage.reads)}" if stage.reads else ""
-            lines += [f"{stage.gives}: {stage.summary}", f"  takes {_takes(stage)}{reads}"]
+            lines += [f"{stage.gives}: {summary(stage)}", f"  takes {_takes(stage)}{reads}"]
     return "\n".join(lines) + "\n"
+
+
+def summary(stage: Stage) -> str:
+    """What it computes, in a line."""
+    return (stage.compute.__doc__ or "").strip().splitlines()[0]
 
 
 def _calls(runner: Runner) -> dict[str, list[dict[str, Any]]]:
@@ -44,7 +49,7 @@ def _stored_stage(runner: Runner, stage: Stage, calls: list[dict[str, Any]]) -> 
     version = f"version {numbers.pop()}" if len(numbers) == 1 else "versions of the detectors"
     folder = runner.store.root / str(stage.name)
     finished = [file for file in folder.glob("*/meta.json") if file.parent.suffix != ".partial"]
-    yield f"{stage.name} ({version}): {stage.summary}"
+    yield f"{stage.name} ({version}): {summary(stage)}"
     yield f"  gives  {stage.gives}"
     yield f"  takes  {_takes(stage)}"
     yield f"  reads  {', '.join(stage.reads) or 'nothing of the configuration'}"
@@ -58,7 +63,7 @@ def _stored_stage(runner: Runner, stage: Stage, calls: list[dict[str, Any]]) -> 
 
 
 def _label(settings: dict[str, Any]) -> str:
-    """Which of several calls it is: `, slof on raw embeddings`."""
+    """How one of several calls differs from the others, such as `, slof on raw embeddings`."""
     if "spec" in settings:
         detector, normalise = settings["spec"].detector, settings["spec"].normalise
         side = "" if normalise is None else " on normalised embeddings" if normalise else " on raw embeddings"

@@ -1,4 +1,4 @@
-"""Keys and choices of earlier versions, which are refused with the name that they have now."""
+"""Keys and choices of earlier versions, which are refused with their present name."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from experiments.pipeline.experiment import ScoreSpec
 if TYPE_CHECKING:
     from experiments.pipeline.values import Scored
 
-SUCCEEDED = 0.5  # attack success rate under which finding the poison is only finding a wrong caption
+SUCCEEDED = 0.5  # below this attack success rate a detector that finds the poisons finds only wrong captions
 
 
 @dataclass(frozen=True)

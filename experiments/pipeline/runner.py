@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,12 @@ class Runner:
         self.experiment, self.store, self.resources, self.given = experiment, store, resources, given
         self._entries: dict[str, Entry] = {}
         self._values: dict[str, Any] = dict(given)
-        self._tables: dict[tuple[str, int], Recipe] = {}
-        self._others: dict[str, Runner] = {}
+        self._runners: dict[str, Runner] = {"{}": self}
 
     @classmethod
     def of(cls, config: DictConfig) -> Runner:
-        """Raises ValueError for what can be known to fail later."""
-        experiment = Experiment.of(config)
-        return cls(experiment, Store(config.runtime.store), Resources.of(config.runtime))
+        """Raises ValueError for a configuration that would fail later."""
+        return cls(Experiment.of(config), Store(config.runtime.store), Resources.of(config.runtime))
 
     def replace(self, experiment: Experiment | None = None, **given: np.ndarray) -> Runner:
         """The same graph with an experiment that differs, or with values given in place of a stage's."""
@@ -60,7 +58,7 @@ class Runner:
         """The finished entry of a stored stage, computed if no one has yet."""
         gives = self.provider(gives)
         stage, recipe = STAGES[gives], self.stored(gives, settings)
-        if stage.wider is not None:  # of a damaged table, one as wide is made
+        if stage.wider is not None:  # a damaged table is computed again in the same width
             settings = {**settings, stage.wider: recipe.width}
         if recipe.key in self._entries:
             return self._entries[recipe.key]
@@ -86,19 +84,17 @@ class Runner:
         return self.recipe(gives, settings).key
 
     def recipe(self, gives: str, settings: Mapping[str, Any]) -> Recipe:
-        """All that decides a value: its stage's version and settings, what it reads, and the keys of its inputs.
+        """Everything that a value depends on: its stage's version and settings, what it reads, its inputs' keys.
 
-        An input that is not stored stands there with what it reads and takes itself, so that the inputs in a
-        meta.json name folders of the store.
+        An input that is not stored is replaced by what it reads and by its own inputs, so that the inputs in a
+        meta.json are folders of the store.
         """
         stage, experiment = STAGES[gives], self.experiment
         config = {part: experiment.identity(part) for part in stage.reads}
         if own := stage.key_settings(experiment, **settings):
             config["settings"] = dict(own)
         inputs: dict[str, str] = {}
-        for call in stage.inputs(experiment, **settings).values():
-            of = self._of(call)
-            name = of.provider(call.gives)
+        for _, of, name, call in self._inputs(stage, settings):
             if name in of.given or STAGES[name].name is not None:
                 inputs[STAGES[name].name or name] = of.key(name, **call.settings)
             else:
@@ -108,41 +104,35 @@ class Runner:
         return Recipe(stage.name or gives, stage.version(experiment, **settings), config, inputs)
 
     def provider(self, gives: str) -> str:
-        """The name of the value that stands for this one: itself, but for an `instead`."""
-        while gives not in self.given and (other := STAGES[gives].instead(self.experiment)) is not None:
-            gives = other
-        return gives
+        """The name of the value that is used for this one: the stage's `instead`, or the name itself."""
+        return gives if gives in self.given else STAGES[gives].instead(self.experiment) or gives
 
     def stored(self, gives: str, settings: Mapping[str, Any]) -> Recipe:
-        """Where the result is or will be; of a table, one that is at least as wide."""
+        """The recipe of the stored result. For a table, that of the narrowest stored table that is wide enough."""
         recipe, wider = self.recipe(gives, settings), STAGES[gives].wider
-        if wider is None:
-            return recipe
-        width = int(settings[wider])
-        if (recipe.key, width) not in self._tables:  # asked once: rank 0 alone cannot broadcast
-            self._tables[recipe.key, width] = distributed.broadcast(self.store.of_width(recipe, width))
-        return self._tables[recipe.key, width]
+        return recipe if wider is None else self.store.of_width(recipe, int(settings[wider]))
 
     def _compute(self, stage: Stage, settings: Mapping[str, Any], folder: Path | None = None) -> Any:
-        calls = stage.inputs(self.experiment, **settings)
-        inputs = {name: self._of(call).value(call.gives, **call.settings) for name, call in calls.items()}
+        inputs = {n: of.value(name, **call.settings) for n, of, name, call in self._inputs(stage, settings)}
         return stage.compute(Run(stage, self.experiment, self.resources, folder), **inputs, **settings)
 
-    def _of(self, call: Call) -> Runner:
-        """The runner of the experiment whose value the call asks for."""
-        if not call.changes:
-            return self
-        changes = json.dumps(call.changes, sort_keys=True)
-        if changes not in self._others:
-            self._others[changes] = Runner(self.experiment.replace(**call.changes), self.store, self.resources)
-        return self._others[changes]
+    def _inputs(self, stage: Stage, settings: Mapping[str, Any]) -> Iterator[tuple[str, Runner, str, Call]]:
+        """Each input of a stage: its parameter, the runner that gives it, the value's name there, and the call."""
+        for parameter, call in stage.inputs(self.experiment, **settings).items():
+            of = self._of(call.changes)
+            yield parameter, of, of.provider(call.gives), call
+
+    def _of(self, changes: Mapping[str, Any]) -> Runner:
+        """The runner of an experiment with these changes; nothing is given in place of a stage there."""
+        name = json.dumps(changes, sort_keys=True)
+        if name not in self._runners:
+            self._runners[name] = Runner(self.experiment.replace(**changes), self.store, self.resources)
+        return self._runners[name]
 
     def _prepare(self, gives: str, **settings: Any) -> None:
-        """Have all stored stages that a value needs, without loading them. All processes take part, as some of
-        these stages are computed together; rank 0 may then compute the value alone."""
-        for call in STAGES[gives].inputs(self.experiment, **settings).values():
-            of = self._of(call)
-            name = of.provider(call.gives)
+        """Compute all stored stages that a value needs, without loading them. All processes take part, since they
+        compute some of these stages together; rank 0 can then compute the value alone."""
+        for _, of, name, call in self._inputs(STAGES[gives], settings):
             if name not in of.given:
                 have = of._prepare if STAGES[name].name is None else of.entry
                 have(name, **call.settings)

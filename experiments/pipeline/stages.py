@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from attacks import PoisonedPairs, PoisonPlan, draw_plan
-from attacks.captions import check_source, check_targets, holds_word, templates
+from attacks.captions import holds_word
 from detect import DetectorInputs, Embeddings, Neighbours
-from detect.search.neighbours import VERSION
+from detect.search.neighbours import VERSION, find_neighbours
 from detect.views import DRIFT, VIEWS
-from experiments.data.pairs import KeptPairs, TestSet, natural_ids, open_test
+from experiments.data.pairs import TestSet, keep, natural_ids, open_test
 from experiments.pipeline import values as stored
-from experiments.pipeline.detector_inputs import detector_inputs
+from experiments.pipeline.detector_inputs import cell_inputs, detector_inputs
 from experiments.pipeline.experiment import ScoreSpec, own_test_set
 from experiments.pipeline.graph import STAGES, Call, Run, stage
 from experiments.pipeline.inversion_stage import OPTIONS, invert
 from experiments.pipeline.rows import RunMetadata, write_cell
+from experiments.pipeline.training_stage import train_model
 from experiments.pipeline.values import DataSet, Poisoning, Scored, Trained, measure_model, with_targets
 from experiments.runtime.peak_memory import peak_memory
 from experiments.runtime.progress import bar
@@ -72,10 +73,7 @@ def plan(run: Run, clean: Any) -> PoisonPlan:
 @stage(None, "known_targets", reads=("attack",))
 def known_targets(run: Run, clean: Any, test: TestSet) -> None:
     """refuses a target that no caption and no class names (ValueError names the nearest)"""
-    if run.attack.captions != "target":  # a whole caption names no class
-        check_targets(run.attack.targets.values(), clean.captions, test.classes)
-    if run.attack.source is not None:
-        check_source(run.attack.source, test.classes)
+    run.attack.check_words(clean.captions, test.classes)
 
 
 @stage(
@@ -133,26 +131,8 @@ def fetch(run: Run) -> None:
 )
 def train(run: Run, clean: Any, test: TestSet, train_ids: np.ndarray, poisoning: Poisoning | None = None) -> None:
     """trains a CLIP model; a killed training resumes from its last checkpoint"""
-    from experiments.training.trainer import train
-
-    source = clean if poisoning is None else poisoning.of(clean)
-    kept = np.isin(np.asarray(source.ids), train_ids)
-    test = with_targets(test, run.targets)
-    prompts = [*templates(), *(template.format for template in test.templates)]
-    train(
-        run.model_spec,
-        run.training,
-        source if kept.all() else KeptPairs(source, np.flatnonzero(kept)),
-        run.folder,
-        seed=run.seed,
-        texts=[prompt(name) for name in test.classes for prompt in prompts],
-        device=run.resources.device,
-        workers=run.resources.loaders(clean),
-        evaluate_zero_shot=functools.partial(measure_model, test=test, poisoning=poisoning, clean=clean),
-        on_epoch=run.resources.on_epoch,
-        checkpoint_seconds=run.resources.checkpoint_seconds,
-        log_every=run.resources.log_every,
-    )
+    pairs = keep(clean if poisoning is None else poisoning.of(clean), train_ids)
+    train_model(run, pairs, clean, with_targets(test, run.targets), poisoning)
 
 
 @stage(None, "model")
@@ -233,8 +213,6 @@ def drift(run: Run, model: Any, shown: PoisonedPairs, embeddings: Embeddings) ->
 )
 def neighbours(run: Run, embeddings: Embeddings, *, search: Any, k: int) -> Neighbours:
     """finds each sample's nearest neighbours: one table for all detectors with the same search settings"""
-    from detect import find_neighbours
-
     return find_neighbours(embeddings, k, search, progress=bar, device=run.resources.device)
 
 
@@ -253,10 +231,7 @@ def captions(run: Run, pairs: PoisonedPairs) -> list[str]:
 @stage(None, "images")
 def images(run: Run, pairs: PoisonedPairs, model: Any) -> Any:
     """rows -> images as the model sees them"""
-
-    import torch
-
-    return lambda rows: model.pixels(torch.from_numpy(pairs.images(rows)))
+    return functools.partial(stored.seen_by, model, pairs)
 
 
 @stage(
@@ -276,9 +251,7 @@ def score(
     detector, inputs = run.detector(spec), DetectorInputs(embeddings, **needed)
     with peak_memory(run.resources.device) as peak:
         values = detector.score(inputs) if neighbours is None else detector.score_neighbours(neighbours, inputs)
-    if values.shape != (len(embeddings),) or not np.isfinite(values).all():
-        raise RuntimeError(f"{spec.detector} gave {values.shape} scores, or some that are not finite")
-    return values, peak.megabytes
+    return stored.checked_scores(values, len(embeddings), spec.detector), peak.megabytes
 
 
 # --- evaluation ---------------------------------------------------------------------------------------------------
@@ -304,10 +277,7 @@ def holds_target(run: Run, pairs: PoisonedPairs) -> np.ndarray:
     reads=("labels", "detector"),
     quiet=True,
     form=stored.CELL,
-    inputs=lambda e, spec: (
-        {name: Call(name) for name in ("pairs", "truth", "holds_target", "measures")}
-        | {"scores": Call("scores", {"spec": spec})}
-    ),
+    inputs=cell_inputs,
     key_settings=lambda e, spec: {"spec": dataclasses.asdict(spec)},
 )
 def evaluate(

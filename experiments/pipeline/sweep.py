@@ -137,7 +137,7 @@ class Sweep(Callback):
 
 
 def records(folder: Path) -> dict[str, dict[str, Any]]:
-    """How each job of the sweep ended, by the name of its folder."""
+    """Folder name of each job -> how it ended."""
     found = {}
     for job in sorted((path.parent.parent for path in folder.glob(f"*/{OVERRIDES}")), key=_number):
         if (job / JOB).exists():

@@ -15,9 +15,9 @@ LONGEST = 60  # jobs shown; the others are in results.csv
 
 
 def sweep_table(jobs: Mapping[str, Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> Table | None:
-    """jobs: how each ended, by its name, with its `overrides`.  rows: those of results.csv, with their `job`.
+    """jobs: name -> how it ended, with its `overrides`.  rows: those of results.csv, with their `job`.
 
-    Of a detector the row on normalised embeddings, if there is one. None if no row has an AUROC.
+    A detector's row is the one on normalised embeddings, if there is one. None if no row has an AUROC.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -52,7 +52,7 @@ def sweep_table(jobs: Mapping[str, Mapping[str, Any]], rows: Sequence[Mapping[st
 
 
 def _verdict_table(jobs: Mapping[str, Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Of inspections: each model's verdict, and how many were wrong where it is known what was planted."""
+    """For inspections: each model's verdict, and the number of wrong ones where the truth is known."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -84,7 +84,7 @@ def _verdict_table(jobs: Mapping[str, Mapping[str, Any]], rows: Sequence[Mapping
 
 
 def _told_apart(jobs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Name of a job -> those of its overrides that not all jobs share."""
+    """Name of a job -> its overrides, without those that all jobs share."""
     every = [set(job["overrides"]) for job in jobs.values()]
     shared = set.intersection(*every) if len(every) > 1 else set()
     return {

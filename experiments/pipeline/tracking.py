@@ -48,7 +48,7 @@ class Tracker:
     entity: str | None = None
     tags: Sequence[str] = ()
     cells: bool = False
-    flush_seconds: float = 5.0  # how much of a killed run may be lost
+    flush_seconds: float = 5.0  # seconds of a killed run that may be lost
     _run: Any = field(default=None, init=False, repr=False)
     _epochs: set[int] = field(default_factory=set, init=False, repr=False)
     _folder: Path = field(default=Path("."), init=False, repr=False)
@@ -169,7 +169,7 @@ class Tracker:
 
 
 def _cache_somewhere(folder: Path) -> None:
-    """Let W&B's own process keep its log in `folder` where it cannot write to the home: it would use the screen."""
+    """Let W&B's own process write its log into `folder` where the home is not writable; else it prints it."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     logs = Path(os.environ.get("WANDB_CACHE_DIR") or Path(home) / "wandb", "logs")
     try:

@@ -17,6 +17,8 @@ from experiments.data.pairs import ArrayPairs, TestSet, open_pairs, open_test
 from experiments.runtime import distributed
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from experiments.clip.inversion import InvertedTrigger
     from experiments.clip.model import TrainedModel
     from experiments.data.file_pairs import FilePairs
@@ -87,7 +89,7 @@ class Scored:
 
 
 def with_targets(test: TestSet, targets: Sequence[str]) -> TestSet:
-    """The targets are choices of the zero-shot classifier, with images or without."""
+    """Add the targets to the classes of the zero-shot classifier; a target may have no images."""
     for word in targets:
         test = test.with_class(word)
     return test
@@ -100,13 +102,28 @@ def measure_model(model: Any, test: TestSet, poisoning: Poisoning | None, clean:
     return evaluate_zero_shot(model, test, None if poisoning is None else poisoning.of(clean))
 
 
+def seen_by(model: TrainedModel, pairs: PoisonedPairs, rows: np.ndarray) -> Tensor:
+    """Images of the rows (b,), as the model sees them: (b, 3, s, s) in [0, 1]."""
+    import torch
+
+    return model.pixels(torch.from_numpy(pairs.images(rows)))
+
+
+def checked_scores(values: np.ndarray, n: int, detector: str) -> np.ndarray:
+    """The values; RuntimeError unless they are n finite numbers."""
+    if values.shape != (n,) or not np.isfinite(values).all():
+        raise RuntimeError(f"{detector} gave {values.shape} scores, or some that are not finite")
+    return values
+
+
 # --- how they are stored ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Form:
     """load: reads the value of a finished entry.
-    save: writes it into the folder, and may return notes on it; by default nothing, as the computation has written.
+    save: writes it into the folder, and may return metadata. By default it does nothing, for computations that
+        write their files themselves.
     """
 
     load: Callable[[Entry], Any]

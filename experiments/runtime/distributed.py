@@ -36,10 +36,10 @@ def is_main() -> bool:
 
 def device(name: str) -> str:
     """The torch device of this process: `name`, or for "auto" its GPU where there is one."""
-    import torch
-
     if name != "auto":
         return name
+    import torch
+
     return f"cuda:{local_rank()}" if torch.cuda.is_available() else "cpu"
 
 

@@ -80,6 +80,7 @@ class Store:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
         self._checked: set[Path] = set()
+        self._tables: dict[tuple[str, int], Recipe] = {}
         self._unchecked = False  # whether a result without digests was met, which is said once
 
     def path(self, recipe: Recipe) -> Path:
@@ -104,7 +105,15 @@ class Store:
         return True
 
     def of_width(self, recipe: Recipe, width: int) -> Recipe:
-        """The recipe of the narrowest finished table with at least `width` columns, else of one with `width`."""
+        """The recipe of the narrowest finished table with at least `width` columns, else of one with `width`.
+
+        Rank 0 looks once in a run, with every process taking part; the answer then stays.
+        """
+        if (recipe.key, width) not in self._tables:
+            self._tables[recipe.key, width] = distributed.broadcast(self._narrowest(recipe, width))
+        return self._tables[recipe.key, width]
+
+    def _narrowest(self, recipe: Recipe, width: int) -> Recipe:
         finished = [path.name.partition("-")[2] for path in (self.root / recipe.name).glob(f"{recipe.key}-*")]
         enough = [int(name) for name in finished if name.isdigit() and int(name) >= width]
         return replace(recipe, width=min(enough, default=width))

@@ -244,20 +244,7 @@ class Scan:
         planned = bool(truth.any())
         groups = self.grouping.find(samples, score)
         table["group"] = group_numbers(groups, len(samples))
-        experiment = runners[0].experiment
-        metadata = {
-            "data": experiment.labels["data"],
-            "model": experiment.labels["model"],
-            "seed": experiment.seed,
-            "n": len(samples),
-            "members": len(samples) + len(every.ids),
-            "unscored": every.counts(),
-            "lost": every.lost,
-            "parts": len(runners),
-            "truth": int(truth.sum()) if planned else None,
-            "captions": getattr(experiment.source, "has_captions", True),
-            "domains": domains_of(table),
-        }
+        metadata = ScanResult.about(runners, samples, every, truth) | {"domains": domains_of(table)}
         if self.duplicate_cosine is not None:
             table["duplicates"], metadata["duplicates"] = find_duplicates(
                 samples, near, least_cosine(self.duplicate_cosine, self.grouping, samples), table

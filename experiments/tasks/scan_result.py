@@ -47,6 +47,23 @@ class ScanResult:
     failed: dict[str, str]
     metadata: dict[str, Any]
 
+    @staticmethod
+    def about(runners: list[Runner], samples: Samples, unscored: Unscored, truth: np.ndarray) -> dict[str, Any]:
+        """What the report says of the whole scan, for `metadata`.  truth: (n,) bool, all False if it is unknown."""
+        experiment = runners[0].experiment
+        return {
+            "data": experiment.labels["data"],
+            "model": experiment.labels["model"],
+            "seed": experiment.seed,
+            "n": len(samples),
+            "members": len(samples) + len(unscored.ids),
+            "unscored": unscored.counts(),
+            "lost": unscored.lost,
+            "parts": len(runners),
+            "truth": int(truth.sum()) if truth.any() else None,
+            "captions": getattr(experiment.source, "has_captions", True),
+        }
+
     @property
     def order(self) -> np.ndarray:
         """(n,) rows, the most suspicious first."""

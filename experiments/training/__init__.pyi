@@ -1,6 +1,6 @@
-from .batches import ResizedCrop as ResizedCrop
-from .batches import Shift as Shift
 from .config import TrainConfig as TrainConfig
+from .crops import ResizedCrop as ResizedCrop
+from .crops import Shift as Shift
 from .losses import CleanCLIPLoss as CleanCLIPLoss
 from .losses import CLIPLoss as CLIPLoss
 from .losses import CyCLIPLoss as CyCLIPLoss

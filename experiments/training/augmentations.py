@@ -24,8 +24,8 @@ def augment_images(images: np.ndarray, seeds: np.ndarray) -> np.ndarray:
 def augment_texts(texts: Sequence[str], seeds: np.ndarray, share: float = 0.1) -> list[str]:
     """Words swapped and left out at random, two of the operations of EDA (Wei and Zou, EMNLP 2019).
 
-    A tenth of a text's words (at least one) change places with another, and each is left out with
-    probability `share`, all but the last one standing. EDA's synonyms need a dictionary and are not used.
+    A tenth of a text's words (at least one) are swapped with another word. Then each word is left out with
+    probability `share`; at least one word stays. EDA's synonyms need a dictionary and are not used.
     """
     augmented = []
     for text, seed in zip(texts, seeds, strict=True):

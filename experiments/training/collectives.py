@@ -1,7 +1,7 @@
 """Collective operations that gradients flow through; for more than one process only.
 
 `torch.distributed.nn.functional` has them too, but torch 2.15 deprecates it (with a warning in each process) in
-favour of functions of a private module; so they are written here, on `torch.distributed` alone.
+favour of functions of a private module; so this module has its own, made from `torch.distributed` alone.
 """
 
 from __future__ import annotations

@@ -6,15 +6,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
 from experiments.runtime import distributed
 from experiments.training import losses
-from experiments.training.batches import ResizedCrop, Shift
+from experiments.training.crops import ResizedCrop, Shift
 from experiments.training.losses import Loss
 from experiments.training.stateful_losses import StatefulLoss
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 PRECISIONS = ("auto", "bfloat16", "float32")
 
@@ -102,6 +104,8 @@ class TrainConfig:
     def resolved_precision(self, device: str) -> str:
         if self.precision != "auto":
             return self.precision
+        import torch
+
         if device.startswith("cuda"):
             return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
         # oneDNN multiplies bfloat16 natively with these; without them it is slower than float32.
@@ -118,6 +122,8 @@ class TrainConfig:
 
     def optimiser(self, model: nn.Module) -> torch.optim.AdamW:
         """AdamW; no decay on gains, biases and the logit scale (everything with fewer than two dimensions)."""
+        import torch
+
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         matrices = [p for _, p in named if p.ndim >= 2]
         others = [p for _, p in named if p.ndim < 2]

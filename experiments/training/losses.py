@@ -1,5 +1,5 @@
-"""What CLIP is trained to minimise: `train/loss=clip|siglip|cyclip|cleanclip`; those that keep
-a state are in `stateful_losses`.
+"""The losses of CLIP's training, `train/loss=clip|siglip|cyclip|cleanclip`. Losses that keep a state are in
+`stateful_losses`.
 
 Each loss sees the features of the whole global batch, gathered from all processes with their gradients, so
 that its value and its gradients are those of one process.
@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, Protocol
-
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from experiments.runtime import distributed
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ class CLIPLoss:
 class SigLIPLoss:
     """open_clip's SigLipLoss: every pair of the batch is a yes-or-no question (Zhai et al., ICCV 2023).
 
-    start: what the logarithm of the logits' scale and their bias begin with, the paper's ln 10 and -10.
+    start: initial values of the logarithm of the logits' scale and of their bias, the paper's ln 10 and -10.
     """
 
     bias: ClassVar[bool] = True
@@ -145,6 +144,9 @@ class CleanCLIPLoss:
         _require_weights(self)
 
     def __call__(self, features: Features) -> Tensor:
+        import torch
+        from torch.nn import functional as F
+
         if features.second_image is None or features.second_text is None:
             raise ValueError("CleanCLIP's loss needs an augmented view of every image and text")
         labels = torch.arange(len(features.image), device=features.image.device)
@@ -162,7 +164,7 @@ LOSSES: dict[str, type[Any]] = {
 
 
 def named(loss: Any) -> Any:
-    """A loss as it is, or by its name with its default weights."""
+    """The loss itself, or the loss of that name with its default weights."""
     if not isinstance(loss, str):
         return loss
     if loss not in LOSSES:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.clip.inversion import to_bytes
-from experiments.training.batches import ResizedCrop, Shift
+from experiments.training.crops import ResizedCrop, Shift
 
 
 @dataclass(frozen=True)

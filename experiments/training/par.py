@@ -34,7 +34,7 @@ class PAR:
             raise ValueError(f"train.loss.threshold must lie in (0, 4], got {self.threshold}")
 
     def check(self, epochs: int) -> None:
-        """Any number of epochs will do."""
+        """Accepts any number of epochs."""
 
     def initial_state(self, n: int, steps_per_epoch: int, seed: int) -> PARState:
         return PARState(self)

@@ -19,9 +19,9 @@ from experiments.training.stateful_losses import Pool, pool_size, require_share
 class RoCLIP:
     """CLIP's loss, but in every `every`-th turn with the caption in a pool that is most similar to the image.
 
-    The paper's section 4 (arXiv 2303.06854, version 2): a poisoned image is seldom nearest to a caption of the
-    target, so that its own is not learned. The pool holds the latest captions, as they were embedded when their
-    batch was trained on; images and captions are augmented in every epoch, as for CleanCLIP
+    The paper's section 4 (arXiv 2303.06854, version 2): the caption nearest to a poisoned image seldom names the
+    target, so the model does not learn the planted caption. The pool holds the latest captions, as they were
+    embedded when their batch was trained on; images and captions are augmented in every epoch, as for CleanCLIP
     (`experiments.training.augmentations`).
     Where we differ: the pool fills from the first step on, and until it is full every step is CLIP's.
 

@@ -8,18 +8,19 @@ a killed training continues to the same bits.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Protocol, runtime_checkable
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from attacks.pairs import Pairs
-from experiments.clip.model import TrainedModel
 from experiments.training.losses import AugmentedViews, Features, Loss
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from experiments.clip.model import TrainedModel
 
 
 class LossState(Protocol):
-    """The loss of one training. Epochs and steps count from 0."""
+    """The loss of one training, with its state. Epochs and steps count from 0."""
 
     def on_epoch_start(self, epoch: int, model: TrainedModel, pairs: Pairs, workers: int) -> None:
         """Called before the first step of each epoch; may embed all pairs with the current model."""
@@ -78,6 +79,8 @@ class Pool:
     """The last `size` unit-length features of earlier steps, (size, d) once it is full; the oldest leave first."""
 
     def __init__(self, size: int) -> None:
+        import torch
+
         self.size = size
         self.features = torch.empty(0, 0)
 
@@ -86,6 +89,8 @@ class Pool:
         return len(self.features) == self.size
 
     def add(self, features: Tensor) -> None:
+        import torch
+
         new = features.detach()
         self.features = (torch.cat([self.features, new]) if len(self.features) else new)[-self.size :].clone()
 

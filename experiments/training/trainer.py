@@ -100,7 +100,7 @@ class Trainer:
     model: what is trained.  network: its module as it is called, compiled or shared by several processes.
     optimiser: AdamW; the learning rate is set at each step.
     schedule: which rows each step consists of.
-    loss_state: the loss, with what it remembers (`experiments.training.stateful_losses`).
+    loss_state: the loss, with its state (`experiments.training.stateful_losses`).
     losses: of the samples and steps so far.  history: measures of the finished epochs.
     step: the next one, counted from 0.
     """
@@ -138,7 +138,7 @@ class Trainer:
 
     @property
     def epoch(self) -> int:
-        """That of the next step."""
+        """The epoch of the next step."""
         return self.step // self.schedule.steps_per_epoch
 
     @property
@@ -230,7 +230,7 @@ class Trainer:
         )
 
     def measures(self) -> dict[str, str]:
-        """What is logged of the last step."""
+        """The measures of the last step, for the log."""
         scale = self.model.clip.logit_scale
         return {
             "epoch": f"{self.step / self.schedule.steps_per_epoch:.2f}",

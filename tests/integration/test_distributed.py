@@ -18,8 +18,8 @@ from training_example import TINY_CONV, Noise, TinyViT, processes
 
 from experiments.clip.embed import agreement_of_views, drift_of_views, embed, save
 from experiments.runtime import distributed
-from experiments.training.batches import Shift
 from experiments.training.config import TrainConfig
+from experiments.training.crops import Shift
 from experiments.training.trainer import train
 
 ROOT = Path(__file__).parents[2]

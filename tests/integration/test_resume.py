@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from training_example import TINY_CONV, Noise, TinyViT, processes
 
 from experiments.runtime import distributed
-from experiments.training.batches import Shift
 from experiments.training.config import TrainConfig
+from experiments.training.crops import Shift
 from experiments.training.trainer import train
 
 STEPS = 5  # an epoch's

@@ -9,7 +9,7 @@ from pipeline_example import runner
 
 from experiments.pipeline import config
 from experiments.pipeline.graph import STAGES
-from experiments.pipeline.overview import overview
+from experiments.pipeline.overview import overview, summary
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("data.pairs=60", "train.batch_size=20", "attack.rate=0.05", "detector=[clip_score]")
@@ -25,7 +25,7 @@ def test_every_stage_is_there_and_nothing_is_computed(tmp_path):
     text = overview(made)
     assert not (tmp_path / "store").exists()
     for stage in STAGES.values():
-        assert stage.summary in text
+        assert summary(stage) in text
     train = block(text, "train")
     assert train[0].startswith("train (version 3): ")
     assert train[2] == "  takes  clean, test, train_ids, poisoning"

@@ -6,8 +6,8 @@ import torch
 from training_example import TINY_CONV, Noise, TinyViT
 
 from experiments.training.augmentations import augment_images, augment_texts
-from experiments.training.batches import Shift
 from experiments.training.config import TrainConfig
+from experiments.training.crops import Shift
 from experiments.training.trainer import Trainer, train
 
 
