@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 THUMBNAIL = 96  # pixels at most
+PIXELWISE = 64  # up to which a picture is shown pixel by pixel
 PER_CHUNK = 100  # pictures
 
 
@@ -63,15 +64,21 @@ def _policy(style: str, script: str) -> str:
 
 
 def thumbnail(image: np.ndarray) -> str:
-    """(h, w, 3) uint8 -> a data URL. A picture that has to shrink is a JPEG, a small one a PNG, pixel by pixel."""
+    """(h, w, 3) uint8 -> a data URL of `encoded`."""
+    kind, content = encoded(image)
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def encoded(image: np.ndarray) -> tuple[str, bytes]:
+    """(h, w, 3) uint8 -> `jpeg` and a file of at most THUMBNAIL pixels, or `png` for a small picture."""
     from PIL import Image
 
     picture = Image.fromarray(image)
-    small = max(picture.size) <= THUMBNAIL
+    small = max(picture.size) <= PIXELWISE
     picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     picture.save(buffer, "PNG") if small else picture.save(buffer, "JPEG", quality=85)
-    return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return "png" if small else "jpeg", buffer.getvalue()
 
 
 def plain(value: Any) -> Any:

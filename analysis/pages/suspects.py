@@ -95,10 +95,17 @@ class ScanResult(Protocol):
     def metadata(self) -> dict[str, Any]: ...
 
 
-def write(result: ScanResult, path: Path, gallery: int = 120, cleaned: Mapping[str, Any] | None = None) -> Path:
+def write(
+    result: ScanResult,
+    path: Path,
+    gallery: int = 120,
+    cleaned: Mapping[str, Any] | None = None,
+    histogram: Mapping[str, Any] | None = None,
+) -> Path:
     """Write the page: suspects by rank and by group, with scores and nearest neighbours.
 
-    cleaned: what became of the samples, counted by `experiments.tasks.cleaned_shards.tally`.
+    cleaned: what became of the samples, counted by `experiments.tasks.cleaned_copy.tally`.
+    histogram: of all scores: low, high, counts; None: of those in the result, which holds all samples then.
     """
     order = result.order[:gallery]
     groups = result.groups[:GROUPS]
@@ -123,7 +130,7 @@ def write(result: ScanResult, path: Path, gallery: int = 120, cleaned: Mapping[s
         "pictures_per_block": PER_CHUNK,
         "groups": [_group(group, rows) for group, rows in zip(groups, members, strict=True)],
         "members": _members(result.table, groups, set(wanted)),
-        "histogram": _histogram(result),
+        "histogram": _histogram(result) if histogram is None else histogram,
         "metrics": result.metrics,
         "failed": result.failed,
     }
@@ -238,15 +245,16 @@ def summary(result: ScanResult) -> str:
         "",
     ]
     lines += [f"**{label(name)} failed:** {error}\n" for name, error in result.failed.items()]
-    lines += ["## Groups that a model could learn", "", *_group_lines(result.groups), ""]
-    lines += ["## Most suspicious samples", "", *_suspect_lines(result), *sections(metadata)]
+    lines += ["## Groups that a model could learn", "", *group_lines(result.groups), ""]
+    lines += ["## Most suspicious samples", "", *suspect_lines(result), *sections(metadata)]
     if result.metrics:
         lines += ["", "## Compared with the known labels", "", f"{metadata['truth']:,} samples to be found.", ""]
         lines += _metric_lines(result.metrics)
     return "\n".join(lines) + "\n"
 
 
-def _suspect_lines(result: ScanResult) -> list[str]:
+def suspect_lines(result: ScanResult) -> list[str]:
+    """A table of the samples that rank highest."""
     rows = []
     for record in result.table.iloc[result.order[:20]].to_dict("records"):
         where = " ".join(str(record[name]) for name in ("shard", "key") if record[name]) or "–"
@@ -265,7 +273,8 @@ def _metric_lines(metrics: Mapping[str, Mapping[str, float]]) -> list[str]:
     return markdown_table(heads, rows)
 
 
-def _group_lines(groups: Sequence[Group]) -> list[str]:
+def group_lines(groups: Sequence[Group]) -> list[str]:
+    """A table of the alarming groups, or how many there are of others."""
     alarming = [group for group in groups if group.alarming]
     if not alarming:
         shown = min(len(groups), GROUPS)

@@ -1,7 +1,7 @@
-"""A folder of cleaned shards: whose it is, and whether it is complete.
+"""A folder of cleaned shards, tar or Parquet: whose it is, and whether it is complete.
 
 unfinished.json   written before anything else, removed when all shards are whole: what is being cleaned, and how
-<shard>.tar       a shard that is whole; `<shard>.tar.partial` is one that is being written
+<shard>           a shard that is whole; `<shard>.partial` is one that is being written
 cleaned.json      the report, written last; it holds what unfinished.json held
 
 A killed clean of the same configuration goes on in its folder. Shards in an unfinished folder are refused as data.
@@ -21,13 +21,16 @@ UNFINISHED, CLEANED, PARTIAL = "unfinished.json", "cleaned.json", ".partial"
 _NEW = ".new"
 
 
-def refuse_unfinished(urls: Sequence[str]) -> list[str]:
-    """`urls` of shards; a ValueError if any lies in a folder that a killed clean has left half-written."""
+def refuse_unfinished(urls: Sequence[str], option: str = "data.shards") -> list[str]:
+    """`urls` of shards; a ValueError if any lies in a folder that a killed clean has left half-written.
+
+    option: which names the shards, for the message.
+    """
     urls = list(urls)
     for folder in sorted({os.path.dirname(local_path(url)) for url in urls if not is_remote(url)}):
         if os.path.exists(os.path.join(folder, UNFINISHED)):
             raise ValueError(
-                f"data.shards: {folder} holds half-written cleaned shards; run the same task=clean again to "
+                f"{option}: {folder} holds half-written cleaned shards; run the same task=clean again to "
                 "complete them, or remove the folder"
             )
     return urls

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from experiments.data.cleaned_folder import refuse_unfinished
 from experiments.data.damage import LIST, DecodeError
 from experiments.data.decoded_files import DecodedFiles
 from experiments.data.file_pairs import STORAGE, in_array, write_files
@@ -272,7 +273,7 @@ class Parquet(RowData):
             raise ValueError(f"data.path names {twice} twice")
         if not any(map(os.path.exists, files)):
             raise ValueError(f"data.path={self._given} names {len(files)} files, but none of them exists")
-        return files
+        return refuse_unfinished(files, "data.path")
 
     def build(self, folder: str | Path, workers: int = 1, progress: Progress | None = None) -> None:
         parts = [set(re.split(r"[^a-z]+", file.lower())) for file in self.files()]

@@ -31,8 +31,9 @@ class Rows(Protocol):
     schema: Any
     rows: int
 
-    def batches(self, group: int, columns: Sequence[str], size: int) -> Iterator[Any]:
-        """Up to `size` rows of some columns at a time; a column may be `<column>.<field>` for a part of it."""
+    def batches(self, group: int, columns: Sequence[str] | None, size: int) -> Iterator[Any]:
+        """Up to `size` rows of some columns at a time, None: of all; a column may be `<column>.<field>` for a part
+        of it."""
 
     def bytes_of(self, group: int) -> int:
         """What a row group takes in memory, as the file says."""
@@ -79,9 +80,10 @@ class ParquetRows:
         self.starts, self.schema = np.cumsum([0, *counts]), self._file.schema_arrow
         self.rows = int(self.starts[-1])
 
-    def batches(self, group: int, columns: Sequence[str], size: int) -> Iterator[Any]:
+    def batches(self, group: int, columns: Sequence[str] | None, size: int) -> Iterator[Any]:
         size = max(1, min(size, LARGEST_GROUP // max(1, self.bytes_of(group))))
-        yield from self._file.iter_batches(size, row_groups=[group], columns=list(columns), use_threads=False)
+        names = None if columns is None else list(columns)
+        yield from self._file.iter_batches(size, row_groups=[group], columns=names, use_threads=False)
 
     def bytes_of(self, group: int) -> int:
         # Of all columns: to ask a column for its own ends the process (pyarrow 26) if its statistics are broken.
@@ -128,8 +130,10 @@ class ArrowRows:
         self.starts, self.schema = np.cumsum([0, *map(len, self._batches)]), reader.schema
         self.rows = int(self.starts[-1])
 
-    def batches(self, group: int, columns: Sequence[str], size: int) -> Iterator[Any]:
-        whole = self._batches[group].select([name.removesuffix(".path") for name in columns])
+    def batches(self, group: int, columns: Sequence[str] | None, size: int) -> Iterator[Any]:
+        whole = self._batches[group]
+        if columns is not None:
+            whole = whole.select([name.removesuffix(".path") for name in columns])
         for begin in range(0, len(whole), size):
             yield whole.slice(begin, size)
 

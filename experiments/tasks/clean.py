@@ -1,4 +1,4 @@
-"""`task=clean`: scan, then list the samples to keep, and write shards without the suspects if asked to.
+"""`task=clean`: scan, list the samples to keep, and write tar or Parquet shards without the suspects if asked to.
 
 Suspects lie beyond a threshold, or were decided to be poison by a person, whose decisions win over the threshold.
 What leaves was scored: a sample that the reader left out is dropped, unless `task.unscored=keep`. Originals are
@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.data.cleaned_folder import claim
+from experiments.data.row_data import Parquet
 from experiments.data.shard_pairs import is_remote
 from experiments.data.shards import Shards
 from experiments.data.unscored import SCORED, unscored_lines
 from experiments.pipeline.experiment import Experiment
 from experiments.pipeline.runner import Runner
-from experiments.tasks.cleaned_shards import KEPT, REMOVED, UNSCORED, rewrite, tally
+from experiments.tasks.cleaned_copy import KEPT, REMOVED, UNSCORED, Copier, tally, write_copy
+from experiments.tasks.cleaned_parquet import ParquetCopier
+from experiments.tasks.cleaned_shards import ShardCopier
 from experiments.tasks.decisions import Decisions, decided_lines
 from experiments.tasks.scan import Scan
 from experiments.tasks.scan_result import ScanResult
@@ -38,7 +41,7 @@ class CleanResult:
     """fates: a row per sample, by id: the scan's columns, `status`, and `fate`: kept, removed or unscored; with
     decisions also `decision`, `note` and `by_rule`: whether the sample would be removed without them.
 
-    counts: of all of them, see `cleaned_shards.tally`.  shards: file name -> its counts; None if no shards were
+    counts: of all of them, see `cleaned_copy.tally`.  shards: file name -> its counts; None if no shards were
     asked for.  with_groups: whether alarming groups were removed beside what `rule` says.  keep_unscored: whether
     the unscored samples stay.
     """
@@ -153,14 +156,15 @@ class Clean:
             )
         if self.write_shards is None:
             return
-        if not isinstance(experiment.source, Shards):
+        if not isinstance(experiment.source, (Shards, Parquet)):
             raise ValueError(
-                "task.write_shards rewrites tar shards, so it needs data=webdataset; kept.parquet lists what stays"
+                "task.write_shards rewrites tar shards or Parquet files, so it needs data=webdataset or "
+                "data=parquet; kept.parquet lists what stays"
             )
-        remote = [url for url in experiment.source.urls if is_remote(url)]
+        remote = [url for url in getattr(experiment.source, "urls", ()) if is_remote(url)]
         if remote:
             raise ValueError(f"task.write_shards reads local shards; {remote[0]} is not: use kept.parquet instead")
-        names = [Path(url).name for url in experiment.source.urls]
+        names = self._copier(experiment.source).names
         if len(set(names)) < len(names):
             raise ValueError("task.write_shards keeps the names of the shards, but some are named alike")
         claim(Path(self.write_shards), names, self._settings(experiment.source))
@@ -184,18 +188,24 @@ class Clean:
         counts = tally(fates, result.metadata["members"])
         shards = None
         if self.write_shards is not None:
-            target, settings = Path(self.write_shards), self._settings(runner.experiment.source)
-            shards = rewrite(runner.experiment.source, fates, target, settings, self.unscored == "keep")
+            source = runner.experiment.source
+            target, settings = Path(self.write_shards), self._settings(source)
+            shards = write_copy(self._copier(source), fates, target, settings, self.unscored == "keep")
         return CleanResult(result, self.remove, fates, counts, shards, with_groups, self.unscored == "keep")
 
     def _decisions(self) -> Decisions | None:
         return None if self.decisions is None else Decisions.read(self.decisions)
 
-    def _settings(self, data: Shards) -> dict[str, Any]:
+    def _copier(self, data: Shards | Parquet) -> Copier:
+        if isinstance(data, Shards):
+            return ShardCopier(data, self.unscored == "keep")
+        return ParquetCopier(data)
+
+    def _settings(self, data: Shards | Parquet) -> dict[str, Any]:
         """What a folder of cleaned shards must have been begun with to be completed."""
         decisions = self._decisions()
         return {
-            "data.shards": data.urls,
+            **({"data.shards": data.urls} if isinstance(data, Shards) else {"data.path": data.files()}),
             "task.remove": str(self.remove),
             "task.decisions": None if decisions is None else decisions.digest,
             "task.remove_groups": self.remove_groups,
@@ -221,6 +231,17 @@ def _oddities(shards: Mapping[str, Mapping[str, Any]]) -> list[str]:
     folded = sum(counts.get("folded", 0) for counts in shards.values())
     links = sum(counts.get("links", 0) for counts in shards.values())
     unseen = sum(counts.get("unseen", 0) for counts in shards.values())
+    unreadable = sum(counts.get("unreadable", 0) for counts in shards.values())
+    by_path = sum(counts.get("by_path", 0) for counts in shards.values())
+    if unreadable:
+        texts.append(
+            f"{unreadable:,} samples to keep were not written: another column of their row group is broken"
+        )
+    if by_path:
+        texts.append(
+            f"{by_path:,} of the images written are paths, relative to the folder of the old files or to "
+            "data.root: give data.root to read the new ones"
+        )
     if unseen:
         texts.append(f"{unseen:,} further images of samples with several were not scored, and were left out")
     if folded:

@@ -1,22 +1,15 @@
-"""Writes tar shards without what a scan has removed or not scored, and counts what became of every sample.
-
-Every sample is kept, removed or unscored; for each shard and in total the three must add up to the samples that the
-shard holds, as counted again from the shard itself.
-"""
+"""Writes tar shards without what a scan has removed or not scored, and counts what became of every sample."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from experiments.data.cleaned_folder import PARTIAL, begin, claim, finish
 from experiments.data.damage import Issue
 from experiments.data.provenance import sample_members
 from experiments.data.sample_ids import locate
@@ -24,83 +17,61 @@ from experiments.data.shard_copy import Copy, plan_copy
 from experiments.data.shard_pairs import local_path
 from experiments.data.shards import Shards
 from experiments.data.tar_index import PICTURES, ShardIndex, index_shard
-
-if TYPE_CHECKING:
-    import pandas as pd
+from experiments.tasks.cleaned_copy import write_whole_file
 
 log = logging.getLogger(__name__)
 
-KEPT, REMOVED, UNSCORED = "kept", "removed", "unscored"
-"""What becomes of a sample."""
 
+class ShardCopier:
+    """A `cleaned_copy.Copier` of tar shards.
 
-def tally(fates: pd.DataFrame, members: int, of: str = "the data") -> dict[str, Any]:
-    """Counts of samples: members, kept, removed, and unscored by kind; of those that were decided, each decision.
-
-    fates: a row per sample: id, fate, status, and decision if there are any.  Raises RuntimeError unless
-    kept + removed + unscored = members.
-    """
-    counts = Counter(fates["fate"])
-    kinds = Counter(fates.loc[fates["fate"] == UNSCORED, "status"])
-    kept, removed, unscored = counts[KEPT], counts[REMOVED], sum(kinds.values())
-    if kept + removed + unscored != members or fates["id"].duplicated().any():
-        raise RuntimeError(
-            f"{of}: {kept:,} samples kept + {removed:,} removed + {unscored:,} unscored are not the {members:,} "
-            "that there are; have the data changed since they were scanned?"
-        )
-    found = {"members": members, KEPT: kept, REMOVED: removed, UNSCORED: dict(kinds.most_common())}
-    if "decision" in fates:
-        found["decisions"] = dict(sorted(Counter(fates.loc[fates["decision"] != "", "decision"]).items()))
-    return found
-
-
-def rewrite(
-    data: Shards, fates: pd.DataFrame, folder: Path, settings: Mapping[str, Any], keep_unscored: bool = False
-) -> dict[str, dict[str, Any]]:
-    """Copy the shards without the removed samples and, unless `keep_unscored`, the unscored ones.
-
-    fates: a row per sample of the data: id, fate, status.  settings: of the clean, see `cleaned_folder.claim`.
-    A shard appears under its name when it is whole. A folder that a killed clean with the same settings and
-    suspects has left is completed. Raises ValueError for a folder that holds anything else, RuntimeError if a count
-    does not come out.
-
-    Returns for each shard's file name its `tally`, and
+    Of each shard it reports
     written: samples in it.
     folded: samples left out, as readers would take them for part of the one before, of the same key.
     links: left out with the samples that they name.
     unseen: further images of a sample, which were not scored, left out unless `keep_unscored`.
     damage: if nothing of it can be read; it is not written then.
     """
-    settings = {**settings, "digest": _digest(data, fates)}
-    claim(folder, [Path(url).name for url in data.urls], settings)
-    begin(folder, settings)
-    number, position = locate(fates["id"].to_numpy(np.int64), data.urls)
-    wanted = fates["fate"].isin([KEPT, UNSCORED] if keep_unscored else [KEPT]).to_numpy()
-    report: dict[str, dict[str, Any]] = {}
-    for shard, url in enumerate(data.urls):
-        source, mine = Path(local_path(url)), number == shard
-        try:
-            index = _index(data, source)
-        except OSError as error:
-            index = ShardIndex(issues=[Issue(-1, url, error.strerror or "cannot be read")])
-        counts = tally(fates[mine], index.samples, source.name)
+
+    def __init__(self, data: Shards, keep_unscored: bool = False) -> None:
+        self._data, self._keep_unscored = data, keep_unscored
+        self.names = [Path(url).name for url in data.urls]
+        self._index: tuple[int, ShardIndex] | None = None
+
+    def fingerprint(self) -> str:
+        return self._data.fingerprint()
+
+    def locate(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return locate(ids, self._data.urls)
+
+    def samples(self, number: int) -> int:
+        return self._indexed(number).samples
+
+    def copy(self, number: int, target: Path, kept: np.ndarray) -> dict[str, Any]:
+        source, index = self._source(number), self._indexed(number)
         if not index.samples:
-            kinds = ", ".join(finding.kind for finding in index.issues)
-            report[source.name] = counts | {"written": 0, "damage": kinds}
-            continue
+            return {"written": 0, "damage": ", ".join(finding.kind for finding in index.issues)}
         _check_positions(source, index)
-        seen = () if keep_unscored else index.offsets
-        copy = _write(data, source, folder / source.name, set(position[mine & wanted].tolist()), seen)
-        report[source.name] = counts | {
+        copy = _write(self._data, source, target, set(kept.tolist()), () if self._keep_unscored else index.offsets)
+        return {
             "written": len(copy.samples),
             "folded": len(copy.folded),
             "links": copy.links,
             "unseen": copy.unseen,
         }
-    total = tally(fates, sum(counts["members"] for counts in report.values()))
-    samples = {name: counts["written"] for name, counts in report.items()}
-    finish(folder, {**settings, **total, "samples": samples, "shards": report})
-    return report
+
+    def _source(self, number: int) -> Path:
+        return Path(local_path(self._data.urls[number]))
+
+    def _indexed(self, number: int) -> ShardIndex:
+        if self._index is None or self._index[0] != number:
+            try:
+                index = _index(self._data, self._source(number))
+            except OSError as error:
+                reason = error.strerror or "cannot be read"
+                index = ShardIndex(issues=[Issue(-1, self._data.urls[number], reason)])
+            self._index = number, index
+        return self._index[1]
 
 
 def _write(data: Shards, source: Path, target: Path, kept: set[int], seen: Collection[int]) -> Copy:
@@ -120,11 +91,12 @@ def _write(data: Shards, source: Path, target: Path, kept: set[int], seen: Colle
             len(copy.folded),
         )
     if not (_is_whole(data, target, copy) and copy.is_in(source, target)):
-        unfinished = target.with_name(target.name + PARTIAL)
-        copy.write(source, unfinished)
-        if not _is_whole(data, unfinished, copy):
-            raise RuntimeError(f"{target}: what was written is not the {len(copy.samples)} samples to keep")
-        unfinished.rename(target)
+        write_whole_file(
+            target,
+            lambda file: copy.write(source, file),
+            lambda file: _is_whole(data, file, copy),
+            f"the {len(copy.samples)} samples to keep",
+        )
     return copy
 
 
@@ -149,11 +121,3 @@ def _check_positions(source: Path, index: ShardIndex) -> None:
 def _index(data: Shards, file: Path) -> ShardIndex:
     with open(file, "rb") as stream:
         return index_shard(stream, os.fstat(stream.fileno()).st_size, file.name, data.fields, data.limits)
-
-
-def _digest(data: Shards, fates: pd.DataFrame) -> str:
-    """Of the shards as they are, and of what is to become of each sample."""
-    digest = hashlib.sha256(data.fingerprint().encode())
-    digest.update(fates["id"].to_numpy("<i8").tobytes())
-    digest.update("\n".join(fates["fate"]).encode())
-    return digest.hexdigest()[:32]

@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments.data.unscored import SCORED
 from experiments.runtime.safe_text import csv_cell, printable
-from experiments.tasks.cleaned_shards import KEPT, REMOVED
+from experiments.tasks.cleaned_copy import KEPT, REMOVED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,42 +33,44 @@ class Decisions:
     """on: the columns that tell samples apart, of `id`, or `shard` and `key`, or `key`.
 
     rows: a row per sample, text only: `on`, what else names it, decision, note ("" for none).
+    option: which named the file, for messages.
     """
 
     file: Path
     on: tuple[str, ...]
     rows: pd.DataFrame
+    option: str = "task.decisions"
 
     @classmethod
-    def read(cls, path: str) -> Decisions:
+    def read(cls, path: str, option: str = "task.decisions") -> Decisions:
         """Raises ValueError for a file that cannot be read, an unknown decision, or two that contradict."""
         import pandas as pd
 
         file = Path(path)
         if not file.is_file():
-            raise ValueError(f"task.decisions must be a CSV file, but there is none at {path!r}")
+            raise ValueError(f"{option} must be a CSV file, but there is none at {path!r}")
         if file.stat().st_size > MOST_BYTES:
-            raise ValueError(f"task.decisions={file} must be smaller than 1 GiB, got {file.stat().st_size:,} bytes")
+            raise ValueError(f"{option}={file} must be smaller than 1 GiB, got {file.stat().st_size:,} bytes")
         try:
             rows = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
         except (OSError, ValueError) as error:
-            raise ValueError(f"task.decisions={file} cannot be read: {str(error).splitlines()[0]}") from None
+            raise ValueError(f"{option}={file} cannot be read: {str(error).splitlines()[0]}") from None
         rows = rows.rename(columns=lambda name: str(name).strip())
         on = next((names for names in (("id",), ("shard", "key"), ("key",)) if {*names} <= {*rows}), None)
         if on is None or "decision" not in rows:
             has = ", ".join(printable(name) for name in rows)
-            raise ValueError(f"task.decisions={file} must have the columns id or key, and decision, but has {has}")
+            raise ValueError(f"{option}={file} must have the columns id or key, and decision, but has {has}")
         if rows.empty:
-            raise ValueError(f"task.decisions={file} holds no decision")
+            raise ValueError(f"{option}={file} holds no decision")
         rows = rows[[name for name in (*NAMES, "decision", "note") if name in rows]]
         for name in [name for name in NAMES if name in rows]:
             rows[name] = rows[name].str.strip().map(csv_cell)
         rows["decision"] = rows["decision"].str.strip().str.lower()
         if "note" not in rows:
             rows["note"] = ""
-        found = cls(file, on, rows)
+        found = cls(file, on, rows, option)
         found._check_choices()
-        return cls(file, on, found._once())
+        return cls(file, on, found._once(), option)
 
     def _name(self, place: int) -> str:
         """A row's sample, in words."""
@@ -79,7 +81,7 @@ class Decisions:
         if wrong.any():
             first, number = self._name(int(wrong.argmax())), int(wrong.sum())
             of_them = f" (and {number - 1:,} more)" if number > 1 else ""
-            raise ValueError(f"task.decisions={self.file}: {first}{of_them} {what}; {rule}")
+            raise ValueError(f"{self.option}={self.file}: {first}{of_them} {what}; {rule}")
 
     def _check_choices(self) -> None:
         unknown = ~self.rows["decision"].isin(CHOICES).to_numpy()
@@ -105,12 +107,13 @@ class Decisions:
         """Decision -> number of samples."""
         return {name: int((self.rows["decision"] == name).sum()) for name in CHOICES}
 
-    def of(self, samples: pd.DataFrame) -> pd.DataFrame:
+    def of(self, samples: pd.DataFrame, total: int | None = None) -> pd.DataFrame:
         """`samples` (a row each: id, key, shard) with the columns `decision` and `note`, "" where there is none.
 
+        total: how many samples there are, if `samples` are only those that the file may name.
         Raises ValueError for names of no sample or of several, and for a key or shard that is not the id's.
         """
-        rows = self._places(samples)
+        rows = self._places(samples, len(samples) if total is None else total)
         for name in [name for name in self._named() if name not in self.on]:
             has = _texts(samples.iloc[rows], name)
             differs = ((has != self.rows[name]) & (self.rows[name] != "")).to_numpy()
@@ -134,17 +137,17 @@ class Decisions:
         both = fates[poison & fates["known_clean"].fillna(False).astype(bool)]
         if len(both):
             raise ValueError(
-                f"task.decisions={self.file} names {len(both):,} samples as poison that task.remove.reference "
+                f"{self.option}={self.file} names {len(both):,} samples as poison that task.remove.reference "
                 f"names as known to be clean, such as id {both['id'].iloc[0]}"
             )
         fate = fates["fate"].mask(poison, REMOVED).mask(fine & (fates["status"] == SCORED), KEPT)
         if not (fate == KEPT).any():
             raise ValueError(
-                f"task.decisions={self.file} would remove all samples that have a score, and leave none"
+                f"{self.option}={self.file} would remove all samples that have a score, and leave none"
             )
         return fates.assign(fate=fate)
 
-    def _places(self, samples: pd.DataFrame) -> np.ndarray:
+    def _places(self, samples: pd.DataFrame, total: int) -> np.ndarray:
         """The row of `samples` that each decision names; ValueError if it is none, or several."""
         import pandas as pd
 
@@ -162,7 +165,7 @@ class Decisions:
         place = pd.Index(every.to_numpy()[kept], tupleize_cols=False).get_indexer(
             pd.Index(wanted, tupleize_cols=False)
         )
-        self._refuse(place < 0, f"is none of the {len(samples):,} samples", OTHER_DATA)
+        self._refuse(place < 0, f"is none of the {total:,} samples", OTHER_DATA)
         return kept[place]
 
     def _named(self) -> list[str]:

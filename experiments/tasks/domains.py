@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 SHARE, LEAST = 0.01, 50
 """Suspects are this share of the samples, those that rank highest, and at least so many."""
-_FEW = 3  # suspects that a domain must have
-_DEVIATIONS = 3.0  # standard deviations that it must have more than expected, were suspects drawn at random
-_SHOWN, _EXAMPLES = 20, 3
+FEW = 3  # suspects that a domain must have
+DEVIATIONS = 3.0  # standard deviations that it must have more than expected, were suspects drawn at random
+SHOWN, _EXAMPLES = 20, 3
 
 
 def domain_of(url: Any) -> str | None:
@@ -51,9 +51,9 @@ def domains_of(table: pd.DataFrame) -> dict[str, Any] | None:
     unusual = [
         host
         for host, count in suspects.items()
-        if count >= _FEW and count - expected[host] >= _DEVIATIONS * np.sqrt(expected[host] * (1 - overall))
+        if count >= FEW and count - expected[host] >= DEVIATIONS * np.sqrt(expected[host] * (1 - overall))
     ]
-    chosen = sorted(unusual, key=lambda host: (expected[host] - suspects[host], host))[:_SHOWN]
+    chosen = sorted(unusual, key=lambda host: (expected[host] - suspects[host], host))[:SHOWN]
     examples: dict[str, list[str]] = {host: [] for host in chosen}
     odd = np.flatnonzero(suspicious)
     for row in odd[np.argsort(rank[odd], kind="stable")].tolist():

@@ -18,54 +18,13 @@ attacks 1.1 to 2.0, the strongest group of clean data 0.5.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 
-from detect.search.cosine import most_similar
 from experiments.tasks.caption_words import jaccard, leading_caption, words_of
-
-
-class Source(Protocol):
-    """What grouping looks at; `experiments.tasks.samples.Samples` is one."""
-
-    captions: list[str]
-
-    def __len__(self) -> int: ...
-    def images(self, rows: np.ndarray) -> np.ndarray: ...
-    def vectors(self, kind: str, rows: np.ndarray) -> np.ndarray: ...
-    def blocks(self, kind: str) -> Iterator[tuple[int, np.ndarray]]: ...
-
-
-@dataclass(frozen=True)
-class Group:
-    """Samples that belong together, the most suspicious first; every measure but `strength` lies in [0, 1].
-
-    similarity: mean cosine of the image embeddings to their centre.
-    pixels: mean correlation of thumbnails with their mean; near 1 for one picture many times, low where the images
-        differ and share but a detail.
-    shared: share of members whose caption is `caption` or close to it by its words.
-    concentration: how much closer in meaning the captions are than any: 1 for one meaning, 0 for random captions.
-    isolation: how far images under captions of like meaning are from the group (see the module).
-    surprise: mean share of all samples that are less suspicious than a member, from 0 (half of them) to 1 (all).
-    """
-
-    rows: np.ndarray
-    caption: str
-    similarity: float
-    pixels: float
-    shared: float
-    concentration: float
-    isolation: float
-    surprise: float
-    strength: float
-    alarming: bool
-
-    @property
-    def size(self) -> int:
-        return len(self.rows)
+from experiments.tasks.group_measures import Group, Source, centre, mean, measured, nearest_captions
 
 
 @dataclass(frozen=True)
@@ -117,39 +76,61 @@ class Grouping:
 
     def find(self, samples: Source, score: np.ndarray) -> list[Group]:
         """Groups of the most suspicious samples, the strongest first; score: (n,), higher is more suspicious."""
-        if not any(samples.captions):
-            return replace(self, like_cosine=self.near_cosine)._of_pictures(samples, score)
-        return self._of_pairs(samples, score)
-
-    def _of_pictures(self, samples: Source, score: np.ndarray) -> list[Group]:
-        """Groups of near-identical pictures without captions: none is alarming, as it teaches no caption."""
-        groups = []
-        for group in self._of_pairs(samples, score):
-            strength = float(np.log2(group.size) * max(group.similarity, 0) * group.surprise)
-            judged = replace(group, shared=0.0, concentration=0.0, isolation=0.0)
-            groups.append(replace(judged, strength=strength, alarming=False))
-        return sorted(groups, key=lambda group: -group.strength)
-
-    def _of_pairs(self, samples: Source, score: np.ndarray) -> list[Group]:
-        n = len(samples)
         order = np.argsort(-score, kind="stable")
-        percentile = np.empty(n)
-        percentile[order] = 1 - np.arange(n) / max(n - 1, 1)
-        count = min(max(round(self.suspects * n), self.smallest), self.most_suspects, n)
-        suspects = order[:count]
-        links = self.links(samples)
-        components = self._components(samples, suspects, links)
-        if not components:
-            return []
-        grown = self._grow(samples, components, percentile, links)
+        percentile = np.empty(len(order))
+        percentile[order] = 1 - np.arange(len(order)) / max(len(order) - 1, 1)
+        return self.among(samples, percentile, order[: self.number(len(order))])
+
+    def number(self, n: int) -> int:
+        """How many of n samples groups start from."""
+        return min(max(round(self.suspects * n), self.smallest), self.most_suspects, n)
+
+    def among(
+        self,
+        samples: Source,
+        percentile: np.ndarray,
+        suspects: np.ndarray,
+        links: tuple[float, float] | None = None,
+        means: Mapping[str, np.ndarray] | None = None,
+    ) -> list[Group]:
+        """Groups that start from the rows `suspects`, the strongest first.
+
+        percentile: (n,) share of all samples that are less suspicious.  links, means: see `links` and
+        `group_measures.mean`; None: of `samples`.
+        """
+        grown = self.clusters(samples, percentile, suspects, links)
         if not grown:
             return []
-        means = {kind: _mean(samples, kind) for kind in ("image", "text")}
-        texts = _nearest_captions(samples, grown)
+        means = means or {kind: mean(samples, kind) for kind in ("image", "text")}
+        texts = nearest_captions(samples, grown)
+        alone = not any(samples.captions)
         groups = [
-            self._measure(samples, rows, percentile, means, other) for rows, other in zip(grown, texts, strict=True)
+            self._judged(measured(samples, rows, percentile, means, other, self.caption_jaccard), alone)
+            for rows, other in zip(grown, texts, strict=True)
         ]
         return sorted(groups, key=lambda group: -group.strength)[: self.most_groups]
+
+    def _judged(self, group: Group, without_captions: bool) -> Group:
+        """Whether a group is alarming; near-identical pictures without captions are not: they teach no caption."""
+        if without_captions:
+            strength = float(np.log2(group.size) * max(group.similarity, 0) * group.surprise)
+            return replace(group, shared=0.0, concentration=0.0, isolation=0.0, strength=strength)
+        alarming = group.size >= self.alarm_size and group.strength >= self.alarm_strength
+        return replace(group, alarming=alarming)
+
+    def clusters(
+        self,
+        samples: Source,
+        percentile: np.ndarray,
+        suspects: np.ndarray,
+        links: tuple[float, float] | None = None,
+    ) -> list[np.ndarray]:
+        """Rows of the samples that belong together, the most suspicious first; see `among`."""
+        if not any(samples.captions) and self.like_cosine != self.near_cosine:
+            return replace(self, like_cosine=self.near_cosine).clusters(samples, percentile, suspects, links)
+        links = links or self.links(samples)
+        components = self._components(samples, suspects, links)
+        return self._grow(samples, components, percentile, links) if components else []
 
     def links(self, samples: Source, drawn: int = 1000) -> tuple[float, float]:
         """The cosines `near` and `like`; where they are not given, from `drawn` samples' nearest neighbours."""
@@ -202,7 +183,7 @@ class Grouping:
     ) -> list[np.ndarray]:
         """Each component with every sample that is near its centre, or like it under the same caption."""
         near_cosine, like_cosine = links
-        centres = np.stack([_centre(samples.vectors("image", rows)) for rows in components])
+        centres = np.stack([centre(samples.vectors("image", rows)) for rows in components])
         captions = [
             leading_caption([samples.captions[row] for row in rows], self.caption_jaccard)[0] for rows in components
         ]
@@ -230,70 +211,3 @@ class Grouping:
                 grown.append(rows)
                 taken.append(inside)
         return grown
-
-    def _measure(
-        self,
-        samples: Source,
-        rows: np.ndarray,
-        percentile: np.ndarray,
-        means: dict[str, np.ndarray],
-        other: np.ndarray,
-    ) -> Group:
-        images, texts = samples.vectors("image", rows), samples.vectors("text", rows)
-        centre, meaning = _centre(images), _centre(texts)
-        similarity, agreement = float((images @ centre).mean()), float((texts @ meaning).mean())
-        caption, shared = leading_caption([samples.captions[row] for row in rows], self.caption_jaccard)
-        concentration = _between(agreement, float(means["text"] @ meaning), 1.0)
-        isolation = 1.0
-        if len(other):
-            beside = float((samples.vectors("image", other) @ centre).mean())
-            isolation = 1 - _between(beside, float(means["image"] @ centre), similarity)
-        surprise = float(np.clip(2 * percentile[rows].mean() - 1, 0, 1))
-        strength = float(np.log2(len(rows)) * max(similarity, 0) * concentration * isolation * surprise)
-        alarming = len(rows) >= self.alarm_size and strength >= self.alarm_strength
-        return Group(
-            rows,
-            caption,
-            similarity,
-            _thumbnail_correlation(samples.images(rows[:64])),
-            shared,
-            concentration,
-            isolation,
-            surprise,
-            strength,
-            alarming,
-        )
-
-
-def _centre(vectors: np.ndarray) -> np.ndarray:
-    centre = vectors.mean(axis=0)
-    return centre / max(float(np.linalg.norm(centre)), 1e-12)
-
-
-def _between(value: float, low: float, high: float) -> float:
-    """Where `value` lies on the way from `low` (0) to `high` (1)."""
-    return float(np.clip((value - low) / max(high - low, 1e-6), 0, 1))
-
-
-def _mean(samples: Source, kind: str) -> np.ndarray:
-    """(d,) mean of all unit-length embeddings: its product with a vector is the mean cosine of all to it."""
-    total = sum(block.sum(axis=0, dtype=np.float64) for _, block in samples.blocks(kind))
-    return np.asarray(total) / len(samples)
-
-
-def _nearest_captions(samples: Source, groups: Sequence[np.ndarray], k: int = 32) -> list[np.ndarray]:
-    """For each group the k rows outside of it whose captions are nearest to the mean of its own."""
-    queries = np.stack([_centre(samples.vectors("text", rows)) for rows in groups])
-    return [rows for rows, _ in most_similar(queries, samples.blocks("text"), k, groups)]
-
-
-def _thumbnail_correlation(images: np.ndarray, side: int = 8) -> float:
-    """Mean correlation of the images' thumbnails, (b, size, size, 3) uint8, with their mean."""
-    from PIL import Image
-
-    small = [np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BOX)) for image in images]
-    flat = np.stack(small).reshape(len(small), -1).astype(np.float64)
-    flat -= flat.mean(axis=1, keepdims=True)
-    flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-9)
-    mean = flat.mean(axis=0)
-    return float(np.clip((flat @ mean).mean() / max(float(np.linalg.norm(mean)), 1e-9), 0, 1))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.data.row_data import Parquet
 from experiments.data.shard_pairs import is_remote
 from experiments.data.shards import Shards
 
@@ -38,7 +39,9 @@ def next_steps(metadata: dict[str, Any], source: Any, folder: Path, overrides: S
 def clean_command(source: Any, overrides: Sequence[str]) -> str:
     """The command line that removes the 5 % that rank highest, for a scan with these overrides."""
     words = ["task=clean", "task.remove.share=0.05"]
-    if isinstance(source, Shards) and not any(is_remote(url) for url in source.urls):
+    if isinstance(source, Parquet) or (
+        isinstance(source, Shards) and not any(is_remote(url) for url in source.urls)
+    ):
         words.append("task.write_shards=cleaned")
     words += [override for override in overrides if not override.startswith(_OWN)]
     return shlex.join(["python", "run.py", *words])

@@ -16,12 +16,11 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.markdown import markdown_table
-from experiments.data.unscored import unscored_lines
 from experiments.runtime import refusals
-from experiments.runtime.atomic import write_whole
 from experiments.runtime.safe_text import printable
-from experiments.tasks.ranking import Ranked, Ranking
+from experiments.tasks.decisions import Decisions
+from experiments.tasks.ranked_report import write_report
+from experiments.tasks.ranking import Ranking
 from experiments.tasks.scan import Scan
 from experiments.tasks.thresholds import Threshold
 
@@ -40,11 +39,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         columns, detectors = common_columns(files)
         by = Scan(rank_by=options.rank_by).ranking(detectors)
         ranking = Ranking(
-            files, columns, by, threshold(options.remove), options.top, options.memory_mb, options.threads
+            files,
+            columns,
+            by,
+            threshold(options.remove, options.decisions is not None),
+            options.top,
+            options.memory_mb,
+            options.threads,
+            None if options.decisions is None else Decisions.read(options.decisions, "--decisions"),
+            not options.keep_groups,
         )
+        if options.gallery < 1:
+            raise ValueError(f"--gallery must be at least 1, got {options.gallery}")
         ranked = ranking.write(options.out)
-        text = summary(ranking, ranked, options.out)
-        write_whole(options.out / "summary.md", text)
+        text = write_report(ranking, ranked, detectors, options.out, options.gallery)
     except (ImportError, OSError, ValueError, RuntimeError) as error:
         if (status := refusals.status(error)) is None:
             raise
@@ -61,10 +69,13 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("files", nargs="+", help="Parquet files, or patterns of them")
-    parser.add_argument("--remove", required=True, help="share=0.01, count=1000 or false_positives=0.01")
+    parser.add_argument("--remove", help="share=0.01, count=1000 or false_positives=0.01")
+    parser.add_argument("--decisions", help="CSV that suspects.html exports; it wins over the threshold")
+    parser.add_argument("--keep-groups", action="store_true", help="do not remove alarming groups")
     parser.add_argument(
-        "--rank-by", default="density", help="density (the mean rank of slof, lof, dao) or a column"
+        "--rank-by", default="density", help="density (multiscale, or the mean rank of slof, lof, dao) or a column"
     )
+    parser.add_argument("--gallery", type=int, default=120, help="suspects on the page (120)")
     parser.add_argument("--top", type=int, default=2000, help="suspects written with all columns (2000)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--memory-mb", type=int, default=2000, help="bound on the memory of the engine (2000)")
@@ -72,8 +83,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def threshold(text: str) -> Threshold:
-    """`share=0.01` -> the rule; ValueError names the ones there are."""
+def threshold(text: str | None, decided: bool = False) -> Threshold:
+    """`share=0.01` -> the rule, None -> no rule, if there are decisions; ValueError names the ones there are."""
+    if text is None:
+        if not decided:
+            raise ValueError(f"give --remove ({', '.join(f'{rule}=...' for rule in RULES)}), --decisions, or both")
+        return Threshold()
     name, _, value = text.partition("=")
     if name not in RULES:
         raise ValueError(f"--remove must be one of {', '.join(f'{rule}=...' for rule in RULES)}, got {text!r}")
@@ -123,29 +138,6 @@ def common_columns(files: Sequence[Path]) -> tuple[list[str], list[str]]:
             raise ValueError(f"all parts need the same scores, but {file} has no {missing[0]}, as {files[0]} has")
         columns = [name for name in columns if name in names]
     return columns, detectors
-
-
-def summary(ranking: Ranking, ranked: Ranked, out: Path) -> str:
-    """summary.md: what was ranked, what the threshold removes, from where, and what to do next."""
-    share = ranked.removed / ranked.n
-    lines = [
-        "# Ranked",
-        "",
-        f"{ranked.n:,} samples of {len(ranking.files):,} files, by {', '.join(ranking.by)}.",
-        f"{ranked.removed:,} ({share:.3%}) lie beyond the threshold ({ranking.remove}).",
-        *unscored_lines(ranked.unscored, {}, "not ranked"),
-    ]
-    if ranked.domains:
-        rows = [(name or "(none)", n, removed, f"{lift:.1f}") for name, n, removed, lift in ranked.domains[:10]]
-        lines += ["", *markdown_table(["domain", "samples", "removed", "lift"], rows)]
-    files = [
-        "scores.parquet (every ranked sample: score, p, rank)",
-        "removed.parquet (what goes, with all columns, by rank)",
-        f"suspects.parquet (the first {min(ranking.top, ranked.n):,})",
-        *["domains.parquet"][: len(ranked.domains)],
-    ]
-    lines += ["", f"In {printable(out)}: {', '.join(files)}. To clean, drop the keys of removed.parquet."]
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

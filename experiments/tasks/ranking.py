@@ -8,27 +8,22 @@ killed ranking goes on with the step it was in.
 
 from __future__ import annotations
 
-import itertools
-import json
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from experiments.data.unscored import SCORED
-from experiments.runtime.atomic import whole
+from experiments.tasks.decisions import Decisions
+from experiments.tasks.domains import DEVIATIONS, FEW, SHOWN
+from experiments.tasks.ranked_changes import Changes, changes_of
+from experiments.tasks.ranked_groups import RankedGroups, find_groups
+from experiments.tasks.ranking_work import Work, quoted, text, working
 from experiments.tasks.thresholds import Threshold
 
-if TYPE_CHECKING:
-    from duckdb import DuckDBPyConnection
-
-log = logging.getLogger(__name__)
-
-INSTALL = "ranking needs the package duckdb; install it with: .venv/bin/uv pip install -e '.[scale]'"
-WORK = "ranking.duckdb"
-"""What a killed ranking goes on with; removed at the end."""
 NAMES = ("id", "key", "shard", "file", "row")
 """Columns that say which sample a row is, as far as the parts have them."""
 DOMAIN = "lower(split_part(split_part(split_part(coalesce(url, ''), '/', 3), '@', -1), ':', 1))"
@@ -36,15 +31,27 @@ DOMAIN = "lower(split_part(split_part(split_part(coalesce(url, ''), '/', 3), '@'
 
 @dataclass(frozen=True)
 class Ranked:
-    """n: samples ranked.  removed: of these, beyond the threshold.  unscored: kind -> samples without a score.
+    """n: samples ranked.  removed: of these, by threshold, groups and decisions.  unscored: kind -> samples without
+    a score.
 
     domains: name, samples, removed samples, lift (how often removed, against all samples), the most removed first.
+    addresses: samples with an address, and number of their domains.  unusual: domains of which clearly more samples
+    are removed than expected (`experiments.tasks.domains`): name, samples, removed, lift, examples.
+    histogram: of the score, for the page.  groups: of the suspects; None where the parts have left none.
+    changes: what decisions and groups change.
+    repeated: whether different samples have the same id, as the shards of some parts are named alike.
     """
 
     n: int
     removed: int
     unscored: dict[str, int]
     domains: list[tuple[str, int, int, float]]
+    addresses: tuple[int, int]
+    unusual: list[tuple[str, int, int, float, list[str]]]
+    histogram: dict[str, Any]
+    groups: RankedGroups | None
+    changes: Changes
+    repeated: bool
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,8 @@ class Ranking:
     by: columns to rank by; of several, the score is the mean of their rank shares.
     remove: which samples count as suspects.  top: suspects written, of all columns.
     memory_mb: bound on DuckDB's memory.  threads: None: the number of cores.
+    decisions: of a person, which win over the threshold and the groups.
+    remove_groups: beside a threshold, alarming groups are removed too, wherever their members rank.
     """
 
     files: Sequence[Path]
@@ -64,6 +73,8 @@ class Ranking:
     top: int = 2000
     memory_mb: int = 2000
     threads: int | None = None
+    decisions: Decisions | None = None
+    remove_groups: bool = True
 
     def __post_init__(self) -> None:
         if self.remove.reference is not None:
@@ -73,11 +84,15 @@ class Ranking:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
     def write(self, out: Path) -> Ranked:
-        """scores.parquet, removed.parquet, suspects.parquet and, if there are urls, domains.parquet, in `out`.
+        """scores.parquet, removed.parquet, kept.parquet, suspects.parquet, in `out`; if there are ids that differ,
+        kept.txt; if there are urls, domains.parquet.
 
-        Raises ImportError without DuckDB, ValueError for scores that cannot be ranked.
+        Raises ImportError without DuckDB, ValueError for scores that cannot be ranked, for a sample that is in two
+        parts, and for decisions and suspects of other data.
         """
-        with _work(out, self) as work:
+        identity = {"by": list(self.by), "columns": list(self.columns)}
+        with working(out, self.files, identity, self.memory_mb, self.threads) as work:
+            repeated = "id" in self.columns and _repeated(work, self.columns)
             n = work.table("parts", self._parts())
             if not n:
                 raise ValueError("there is no scored sample to rank")
@@ -88,20 +103,50 @@ class Ranking:
                     work.table(name, self._ranks(last, position, column, n), last)
                     last = name
             work.table("ranked", self._ranked(last), last)
-            removed = self._removed(work, n)
-            work.table("by_row", "SELECT row, score, p, rank FROM ranked ORDER BY row", ordered=True)
-            names = [_quoted(name) for name in NAMES if name in self.columns]
-            scored = f"(SELECT {', '.join([*names, '1'])} FROM {work.source} s {self._only_scored()}) a"
-            chosen = ", ".join([*(f"a.{name}" for name in names), "b.score, b.p, b.rank"])
-            work.file("scores", f"SELECT {chosen} FROM {scored} POSITIONAL JOIN by_row b", ordered=True)
-            for name, most in (("removed", removed), ("suspects", min(self.top, n))):
-                work.file(name, self._first(work, most))
-            domains = self._domains(work, n, removed) if "url" in self.columns else []
+            most = self._removed(work, n)
+            groups = find_groups(work, n, self.columns)
+            taken = groups.alarming_rows() if groups and self.remove_groups and self.remove.given else ()
+            changes = changes_of(work, self.decisions, self.columns, np.asarray(taken, np.int64), most)
+            removed = self._write_lists(work, n, most, changes, repeated)
+            domains, addresses, unusual = self._domains(work, n, removed)
             counts = (
                 f"SELECT status, count(*) FROM {work.source} WHERE status <> '{SCORED}' GROUP BY 1 ORDER BY 2 DESC"
             )
-            unscored = work.rows(counts) if "status" in self.columns else []
-        return Ranked(n, removed, dict(unscored), domains)
+            unscored = dict(work.rows(counts)) if "status" in self.columns else {}
+            histogram = _histogram(work, n)
+        return Ranked(n, removed, unscored, domains, addresses, unusual, histogram, groups, changes, repeated)
+
+    def _write_lists(self, work: Work, n: int, most: int, changes: Changes, repeated: bool) -> int:
+        """Write the samples with what becomes of them; how many are removed."""
+        work.give("changes", row=changes.rows, gone=changes.gone)
+        digest = hashlib.sha256(f"{most} {changes.rows.tolist()} {changes.gone.tolist()}".encode()).hexdigest()[:16]
+        fates = f"fates_{digest}"  # a killed ranking with another threshold has left another one
+        gone = f"coalesce(c.gone, r.rank <= {most})"
+        work.table(
+            fates,
+            f"SELECT r.row, r.score, r.p, r.rank, {gone} AS gone FROM ranked r LEFT JOIN changes c USING (row) "
+            "ORDER BY r.row",
+            ordered=True,
+        )
+        removed = int(work.rows(f"SELECT count(*) FROM {fates} WHERE gone")[0][0])
+        if removed >= n:
+            raise ValueError(f"threshold, groups and decisions would remove all of {n:,} samples, and leave none")
+        names = [quoted(name) for name in NAMES if name in self.columns]
+        inner = [*names, "s.filename AS part", "1"]
+        scored = f"(SELECT {', '.join(inner)} FROM {work.source} s {self._only_scored()}) a"
+        own = [f"a.{name}" for name in names]
+        both = f"FROM {scored} POSITIONAL JOIN {fates} b"
+        work.file("scores.parquet", f"SELECT {', '.join([*own, 'b.score, b.p, b.rank'])} {both}", ordered=True)
+        wanted = [*own, *(["a.part"] if repeated else [])] or ["b.row"]
+        work.file("kept.parquet", f"SELECT {', '.join(wanted)} {both} WHERE NOT b.gone", ordered=True)
+        (work.out / "kept.txt").unlink(missing_ok=True)
+        if "id" in self.columns and not repeated:
+            kept = f"SELECT id FROM read_parquet({text(work.out / 'kept.parquet')})"
+            work.file("kept.txt", kept, ordered=True)
+        work.file("removed.parquet", self._all_columns(work, f"SELECT * FROM {fates} WHERE gone"))
+        first = f"SELECT * FROM ranked WHERE rank <= {min(self.top, n)}"
+        work.file("suspects.parquet", self._all_columns(work, first))
+        return removed
 
     def _only_scored(self) -> str:
         return f"WHERE s.status = '{SCORED}'" if "status" in self.columns else ""
@@ -129,8 +174,10 @@ class Ranking:
             f"FROM (SELECT row, {score} AS score FROM {last})"
         )
 
-    def _removed(self, work: _Work, n: int) -> int:
+    def _removed(self, work: Work, n: int) -> int:
         rule = self.remove
+        if not rule.given:
+            return 0
         if rule.false_positives is not None:
             return int(work.rows(f"SELECT count(*) FROM ranked WHERE p <= {float(rule.false_positives)!r}")[0][0])
         number = rule.count if rule.count is not None else round(rule.share * n)  # type: ignore[operator]
@@ -138,123 +185,78 @@ class Ranking:
             raise ValueError(f"the threshold ({rule}) would remove {number:,} of {n:,} samples, and leave none")
         return number
 
-    def _first(self, work: _Work, most: int) -> str:
-        """All columns of the `most` samples that rank highest."""
-        own = ", ".join(f"s.{_quoted(name)}" for name in self.columns if name not in ("score", "p", "rank"))
+    def _all_columns(self, work: Work, chosen: str) -> str:
+        """All columns of the samples that a query chooses from the ranked ones, by rank."""
+        own = ", ".join(f"s.{quoted(name)}" for name in self.columns if name not in ("score", "p", "rank"))
         return (
             f"SELECT {own}, r.score, r.p, r.rank FROM {work.source} s JOIN files f ON f.number = s.file_index JOIN "
-            f"(SELECT * FROM ranked WHERE rank <= {most}) r ON r.row = f.begin + s.file_row_number ORDER BY r.rank"
+            f"({chosen}) r ON r.row = f.begin + s.file_row_number ORDER BY r.rank"
         )
 
-    def _domains(self, work: _Work, n: int, removed: int) -> list[tuple[str, int, int, float]]:
+    def _domains(self, work: Work, n: int, removed: int) -> tuple[list[Any], tuple[int, int], list[Any]]:
+        """See `Ranked`: domains, addresses, unusual; nothing without addresses."""
+        if "url" not in self.columns:
+            return [], (0, 0), []
         key = "key" if "key" in self.columns else "NULL"
         work.table(
             "domains",
             f"SELECT {DOMAIN} AS domain, count(*) AS n FROM {{source}} s {self._only_scored()} GROUP BY 1",
         )
-        gone = f"read_parquet({_text(work.out / 'removed.parquet')})"
+        gone = f"read_parquet({text(work.out / 'removed.parquet')})"
         lift = f"(r.removed / {max(removed, 1)}) / (d.n / {n})"
         work.file(
-            "domains",
+            "domains.parquet",
             f"SELECT domain, d.n, r.removed, {lift} AS lift, r.examples FROM domains d JOIN "
             f"(SELECT {DOMAIN} AS domain, count(*) AS removed, list({key} ORDER BY rank)[1:3] AS examples "
             f"FROM {gone} GROUP BY 1) r USING (domain) ORDER BY r.removed DESC, domain",
         )
-        return work.rows(
-            f"SELECT domain, n, removed, lift FROM read_parquet({_text(work.out / 'domains.parquet')}) LIMIT 20"
+        written = f"read_parquet({text(work.out / 'domains.parquet')})"
+        known, number = work.rows("SELECT coalesce(sum(n), 0), count(*) FROM domains WHERE domain <> ''")[0]
+        share = removed / n
+        excess = f"(removed - n * {share!r})"
+        unusual = work.rows(
+            f"SELECT domain, n, removed, lift, examples FROM {written} WHERE domain <> '' AND removed >= {FEW} AND "
+            f"{excess} >= {DEVIATIONS} * sqrt(n * {share!r} * (1 - {share!r})) ORDER BY {excess} DESC, domain "
+            f"LIMIT {SHOWN}"
         )
+        most = work.rows(f"SELECT domain, n, removed, lift FROM {written} LIMIT 20")
+        return most, (int(known), int(number)), unusual
 
 
-class _Work:
-    """A connection whose steps are done once, in whichever process."""
+def _repeated(work: Work, columns: Sequence[str]) -> bool:
+    """Whether samples of several parts have the same id; ValueError for a sample that is in two parts.
 
-    def __init__(self, connection: DuckDBPyConnection, out: Path, files: Sequence[Path]) -> None:
-        self.out = out
-        self._connection = connection
-        self.source = f"read_parquet([{', '.join(map(_text, files))}])"
-
-    def rows(self, query: str) -> list[Any]:
-        return self._connection.execute(query).fetchall()
-
-    def table(self, name: str, query: str, instead_of: str | None = None, ordered: bool = False) -> int:
-        """Make a table, in the place of another one; its number of rows."""
-        if done := self.rows(f"SELECT rows FROM steps WHERE name = '{name}'"):
-            return int(done[0][0])
-        log.info("%s", name)
-        self._order(ordered)
-        self._connection.execute("BEGIN")
-        self._connection.execute(f"CREATE TABLE {name} AS {query.replace('{source}', self.source)}")
-        rows = int(self.rows(f"SELECT count(*) FROM {name}")[0][0])
-        self._connection.execute(f"INSERT INTO steps VALUES ('{name}', {rows})")
-        if instead_of is not None:
-            self._connection.execute(f"DROP TABLE {instead_of}")
-        self._connection.execute("COMMIT")
-        return rows
-
-    def file(self, name: str, query: str, ordered: bool = False) -> None:
-        """Write <name>.parquet."""
-        log.info("%s.parquet", name)
-        self._order(ordered or "ORDER BY" in query)
-        with whole(self.out / f"{name}.parquet") as temporary:
-            self._connection.execute(f"COPY ({query}) TO {_text(temporary)} (FORMAT parquet)")
-
-    def _order(self, kept: bool) -> None:
-        self._connection.execute(f"SET preserve_insertion_order = {str(kept).lower()}")
+    Ids of one shard or file differ in their lower 20 bits alone, so few of them need to be compared.
+    """
+    if work.rows(f"SELECT typeof(id) FROM {work.source} LIMIT 1") != [("BIGINT",)]:
+        return False
+    shared = f"SELECT id >> 20 FROM {work.source} GROUP BY 1 HAVING min(file_index) <> max(file_index)"
+    if not work.rows(f"{shared} LIMIT 1"):
+        return False
+    of_shared = f"FROM {work.source} WHERE (id >> 20) IN ({shared})"
+    names = ", ".join(quoted(name) for name in ("id", "key", "shard", "caption") if name in columns)
+    twice = f"SELECT id, min(filename), max(filename) {of_shared} GROUP BY {names} HAVING count(*) > 1 LIMIT 1"
+    for id, one, other in work.rows(twice):
+        where = f"in {one} and in {other}" if one != other else f"twice in {one}"
+        raise ValueError(f"each sample must be given once, but the one with the id {id} is {where}")
+    return bool(work.rows(f"SELECT 1 {of_shared} GROUP BY id HAVING count(*) > 1 LIMIT 1"))
 
 
-@contextmanager
-def _work(out: Path, ranking: Ranking) -> Iterator[_Work]:
-    """The steps that an earlier process of the same ranking has done, or none yet."""
-    try:
-        import duckdb
-    except ImportError:
-        raise ImportError(INSTALL) from None
-    from pyarrow.parquet import read_metadata
-
-    out.mkdir(parents=True, exist_ok=True)
-    facts = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in ranking.files]
-    identity = json.dumps({"files": facts, "by": list(ranking.by), "columns": list(ranking.columns)})
-    settings = {
-        "threads": ranking.threads
-        or duckdb.connect().execute("SELECT current_setting('threads')").fetchall()[0][0],
-        "memory_limit": f"{ranking.memory_mb}MB",
-        "temp_directory": str(out / "ranking.tmp"),
-        "autoinstall_known_extensions": "false",
-        "autoload_known_extensions": "false",
-    }
-    try:
-        with duckdb.connect(str(out / WORK), config=settings) as connection:
-            work = _Work(connection, out, ranking.files)
-            connection.execute("CREATE TABLE IF NOT EXISTS steps (name VARCHAR, rows BIGINT)")
-            connection.execute("CREATE TABLE IF NOT EXISTS made_of (identity VARCHAR)")
-            if (known := work.rows("SELECT identity FROM made_of")) and known != [(identity,)]:
-                for (name,) in work.rows("SELECT table_name FROM duckdb_tables() WHERE table_name <> 'made_of'"):
-                    connection.execute(f"DROP TABLE {name}")
-                connection.execute("CREATE TABLE steps (name VARCHAR, rows BIGINT)")
-            if known != [(identity,)]:
-                connection.execute("DELETE FROM made_of")
-                connection.execute("INSERT INTO made_of VALUES (?)", [identity])
-            begins = itertools.accumulate((read_metadata(file).num_rows for file in ranking.files), initial=0)
-            rows = ", ".join(f"({number}, {begin})" for number, begin in enumerate(begins))
-            work.table("files", f"SELECT * FROM (VALUES {rows}) AS v(number, begin)")
-            yield work
-    except (duckdb.InvalidInputException, duckdb.ConversionException) as error:
-        raise ValueError(str(error).partition("Error: ")[2].splitlines()[0]) from None
-    except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
-        raise RuntimeError(f"ranking failed: {str(error).splitlines()[0]}") from error
-    (out / WORK).unlink()
+def _histogram(work: Work, n: int, bins: int = 60) -> dict[str, Any]:
+    """Counts of the score; what lies beyond the 0.1th and the 99.95th percentile is counted in the last bins."""
+    ends = [max(1, round(0.0005 * n)), max(1, round(0.999 * n))]
+    found = work.rows(f"SELECT score FROM ranked WHERE rank IN ({ends[0]}, {ends[1]}) ORDER BY rank")
+    high, low = float(found[0][0]), float(found[-1][0])
+    high = high if high > low else low + 1
+    place = f"least({bins - 1}, greatest(0, floor((score - {low!r}) / {high - low!r} * {bins})))::INTEGER"
+    counts = [0] * bins
+    for at, count in work.rows(f"SELECT {place}, count(*) FROM ranked GROUP BY 1"):
+        counts[at] = int(count)
+    return {"low": low, "high": high, "counts": counts}
 
 
 def _sound(column: str) -> str:
     """A column as a number; DuckDB refuses a row in which it is none."""
-    value = f"s.{_quoted(column)}::DOUBLE"
-    said = _text(f"column {column} must hold a finite score for every scored sample, but some have none")
+    value = f"s.{quoted(column)}::DOUBLE"
+    said = text(f"column {column} must hold a finite score for every scored sample, but some have none")
     return f"CASE WHEN {value} IS NULL OR NOT isfinite({value}) THEN error({said}) ELSE {value} END"
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _text(value: object) -> str:
-    return "'" + str(value).replace("'", "''") + "'"

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,8 +23,6 @@ import numpy as np
 from detect import LocalDetector, Neighbours
 from detect.conformal import conformal_among
 from detect.metrics import rank, rank_share
-from experiments.data.sample_ids import shard_name
-from experiments.data.shards import Shards
 from experiments.data.unscored import Unscored, find_unscored, joined
 from experiments.pipeline.experiment import Experiment, ScoreSpec
 from experiments.pipeline.runner import Runner
@@ -33,7 +32,7 @@ from experiments.tasks.domains import domains_of
 from experiments.tasks.duplicates import find_duplicates, least_cosine, table_over_all
 from experiments.tasks.groups import Grouping
 from experiments.tasks.samples import Samples
-from experiments.tasks.scan_parts import ScannedParts
+from experiments.tasks.scan_parts import ScannedParts, check_split, split
 from experiments.tasks.scan_result import ScanResult, group_numbers, metrics_of, where_from, with_sizes
 
 log = logging.getLogger(__name__)
@@ -89,13 +88,7 @@ class Scan:
                 "task.check_sha256 needs data=webdataset, parquet or hf, which note hashes beside images"
             )
         if self.shards_per_part is not None:
-            if not isinstance(experiment.source, Shards):
-                raise ValueError("task.shards_per_part splits tar shards, so it needs data=webdataset")
-            if experiment.model_spec.trains:
-                raise ValueError("task.shards_per_part needs a trained model: see model=trained in docs/scan.md")
-            names = list(map(shard_name, experiment.source.urls))
-            if len(set(names)) < len(names):
-                raise ValueError("task.shards_per_part needs shards of different file names, which ids are made of")
+            check_split(experiment)
         elif self.part is not None:
             raise ValueError("task.part needs task.shards_per_part, which says what a part is")
 
@@ -107,12 +100,17 @@ class Scan:
         """Score every `parts`-th part from the `first` on, and rank nothing."""
         runners = dict(list(enumerate(self.split(runner)[0]))[first :: self.parts])
         columns: dict[int, dict[str, np.ndarray]] = {}
+        score: dict[int, np.ndarray] = {}
         failed: dict[str, str] = {}
         for number, part in runners.items():
             log.info("part %d, one of %d of this job", number, len(runners))
             self._check_part(part)
             columns[number] = self._scores(part, failed)
-        return ScannedParts(runners, columns, failed, self.parts) if distributed.is_main() else None
+            with suppress(ValueError):  # nothing is left to rank this part by
+                score[number] = self.score([columns[number][name] for name in self.ranking(columns[number])])
+        if not distributed.is_main():
+            return None
+        return ScannedParts(runners, columns, score, failed, self.parts, self.grouping)
 
     def scan(self, runner: Runner) -> ScanResult | None:
         """Score, rank and group."""
@@ -134,15 +132,8 @@ class Scan:
 
     def split(self, runner: Runner) -> tuple[list[Runner], list[int]]:
         """The parts, and what to add to their sample ids, which is nothing: shards have ids of their own."""
-        if self.shards_per_part is None:
-            return [runner], [0]
-        urls = runner.experiment.source.urls
-        runners, shifts = [], []
-        for start in range(0, len(urls), self.shards_per_part):
-            part = runner.experiment.replace(data={"shards": urls[start : start + self.shards_per_part]})
-            runners.append(runner.replace(part))
-            shifts.append(0)
-        return runners, shifts
+        runners = [runner] if self.shards_per_part is None else split(runner, self.shards_per_part)
+        return runners, [0] * len(runners)
 
     @staticmethod
     def columns(experiment: Experiment) -> dict[str, ScoreSpec]:

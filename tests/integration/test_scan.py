@@ -125,6 +125,7 @@ def test_parts_give_the_scores_of_the_whole(do, shards, model, store):
         folder = do(*split, "task.parts=2", f"task.part={part}")
         assert not (folder / "scores.parquet").exists()
         tables[part] = folder / f"part-{part:05d}.parquet"
+        assert (folder / f"suspects-{part:05d}.parquet").exists()
     by_part = pd.concat([pd.read_parquet(tables[part]) for part in (0, 1)]).sort_values("id", ignore_index=True)
     shared = [name for name in by_part if name in whole]
     assert {"id", "key", "shard", "url", "caption", "slof", "dao", "status"} <= set(shared)

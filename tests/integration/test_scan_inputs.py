@@ -1,5 +1,6 @@
 """Scans of the same samples from tar shards, Parquet files and a folder of pictures, with one small model."""
 
+import json
 import tarfile
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from experiments.data.shapes.export import Export
 from experiments.pipeline import config as schema
 from experiments.pipeline.runner import Runner
 from experiments.tasks.perform import perform
+from experiments.tasks.rank import main as rank
 
 ROOT = Path(__file__).parents[2]
 TINY = ["data.pairs=200", "data.test_per_class=4", "data.classes=4", "train.epochs=1", "train.batch_size=100"]
@@ -108,19 +110,63 @@ def test_parquet_scans_as_the_shards_do(do, model, shards, parquet, storage):
     assert other["url"].str.startswith("https://host").all()
 
 
-def test_parquet_is_cleaned_by_lists_of_what_stays(do, model, parquet):
+def test_parquet_is_cleaned_to_new_files_and_lists_of_what_stays(do, model, parquet, tmp_path):
     given = [*SCAN, *model, "task=clean", "data=parquet", f"data.path={parquet}", "task.remove.count=10"]
-    folder = do(*given, "task.remove_groups=false")
+    given += ["task.remove_groups=false", f"task.write_shards={tmp_path / 'new'}"]
+    folder = do(*given)
     kept, gone = pd.read_parquet(folder / "kept.parquet"), pd.read_parquet(folder / "removed.parquet")
     assert (len(kept), len(gone)) == (150, 10)
-    names = set()
-    for name, rows in kept.groupby("shard"):  # as docs/data.md has it
-        table = pq.read_table(parquet / name).take(rows["id"].to_numpy() % 2**20)
-        names |= set(table["key"].to_pylist())
-    assert names == set(kept["key"])
-    assert not names & set(gone["key"])
-    with pytest.raises(ValueError, match="needs data=webdataset"):
-        do(*given, "task.write_shards=new")
+    files = sorted((tmp_path / "new").glob("*.parquet"))
+    assert [file.name for file in files] == [file.name for file in sorted(parquet.glob("*.parquet"))]
+    written = pd.concat(map(pd.read_parquet, files))
+    assert list(written["key"]) == list(kept.sort_values("key")["key"])
+    assert not set(written["key"]) & set(gone["key"])
+    assert "150 samples written in 2 new shards." in (folder / "summary.md").read_text()
+    rescan = do(*SCAN, *model, "task=scan", "data=parquet", f"data.path={tmp_path / 'new'}")
+    assert set(scores(rescan)["key"]) == set(kept["key"])
+    with pytest.raises(ValueError, match=r"new holds shards cleaned with another task\.remove"):
+        do(*given, "task.remove.count=11")
+
+
+def test_decisions_about_parquet_are_followed_and_unknown_ones_refused(do, model, parquet, tmp_path):
+    given = [*SCAN, *model, "task=clean", "data=parquet", f"data.path={parquet}"]
+    given += [f"task.decisions={tmp_path / 'decisions.csv'}", f"task.write_shards={tmp_path / 'new'}"]
+    rows = scores(do(*SCAN, *model, "task=scan", "data=parquet", f"data.path={parquet}")).sort_values("rank")
+    chosen = rows.iloc[[0, 5, 9]][["id", "shard", "key"]].assign(decision=["fine", "poison", "unsure"])
+    chosen.assign(key="of other data").to_csv(tmp_path / "decisions.csv", index=False)
+    with pytest.raises(ValueError, match="was it decided on other data"):
+        do(*given)
+    assert not (tmp_path / "new").exists()
+    chosen[["key", "decision"]].replace(chosen["key"].iloc[2], "nobody").to_csv(
+        tmp_path / "decisions.csv", index=False
+    )
+    with pytest.raises(ValueError, match="key 'nobody' is none of the 160 samples"):
+        do(*given)
+    chosen.to_csv(tmp_path / "decisions.csv", index=False)
+    do(*given, "task.remove.count=3", "task.remove_groups=false")
+    written = pd.concat(map(pd.read_parquet, (tmp_path / "new").glob("*.parquet")))
+    assert set(rows["key"]) - set(written["key"]) == set(rows["key"].iloc[[1, 2, 5]])
+
+
+def test_parts_scanned_apart_end_with_one_page_and_one_list(do, model, parquet, tmp_path):
+    pytest.importorskip("duckdb", reason="optional extra `scale`")
+    given = [*SCAN, *model, "task=scan", "data=parquet", f"data.path={parquet}", "neighbours.batch_size=40"]
+    given += ["task.shards_per_part=1", "task.grouping.suspects=0.2"]
+    whole = scores(do(*given)).sort_values("id", ignore_index=True)
+    parts = [do(*given, "task.parts=2", f"task.part={part}") for part in (1, 0)]
+    files = [next(folder.glob("part-*.parquet")) for folder in reversed(parts)]
+    assert [file.name for file in files] == ["part-00000.parquet", "part-00001.parquet"]
+    assert rank([*map(str, files), "--remove", "count=5", "--keep-groups", "--out", str(tmp_path / "out")]) == 0
+    ranked = pd.read_parquet(tmp_path / "out/scores.parquet").sort_values("id", ignore_index=True)
+    same = ["id", "key", "score", "p"]
+    pd.testing.assert_frame_equal(ranked[same], whole[same], check_dtype=False)
+    kept = pd.read_parquet(tmp_path / "out/kept.parquet")
+    assert sorted(kept["id"]) == sorted(ranked.loc[ranked["rank"] > 5, "id"])
+    page = (tmp_path / "out/suspects.html").read_text()
+    order = json.loads(page.partition('type="application/json">')[2].partition("</script>")[0])
+    first = [order["samples"][str(row)]["id"] for row in order["order"][:20]]
+    assert first == ranked.sort_values("rank")["id"].astype(str).tolist()[:20]
+    assert page.count("data:image/") >= 20
 
 
 def test_parquet_trains_a_model_too(do, parquet, tmp_path):

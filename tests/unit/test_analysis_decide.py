@@ -10,7 +10,7 @@ from browser_example import Browser, needs_browser
 from test_analysis_suspects import result  # noqa: F401
 
 from analysis.pages import suspects
-from experiments.tasks.cleaned_shards import KEPT, REMOVED
+from experiments.tasks.cleaned_copy import KEPT, REMOVED
 from experiments.tasks.decisions import Decisions
 
 pytestmark = needs_browser

@@ -19,9 +19,14 @@ from experiments.data.shard_copy import plan_copy
 from experiments.data.shards import Shards
 from experiments.data.tar_index import index_shard
 from experiments.data.unscored import find_unscored
-from experiments.tasks.cleaned_shards import KEPT, REMOVED, UNSCORED, rewrite, tally
+from experiments.tasks.cleaned_copy import KEPT, REMOVED, UNSCORED, tally, write_copy
+from experiments.tasks.cleaned_shards import ShardCopier
 
 SETTINGS = {"task.remove": "count = 4"}
+
+
+def rewrite(data, fates, folder, settings, keep_unscored=False):
+    return write_copy(ShardCopier(data, keep_unscored), fates, folder, settings, keep_unscored)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 
 from experiments.data.cleaned_folder import claim
 from experiments.tasks import Clean
-from experiments.tasks.cleaned_shards import KEPT, REMOVED, UNSCORED, tally
+from experiments.tasks.cleaned_copy import KEPT, REMOVED, UNSCORED, tally
 from experiments.tasks.decisions import Decisions, decided_lines
 from experiments.tasks.thresholds import Threshold
 

@@ -19,6 +19,7 @@ from detect.embeddings import unit
 from detect.search.neighbours import NeighbourSearch
 from experiments.data.pairs import open_pairs
 from experiments.data.provenance import origins
+from experiments.data.row_data import Parquet
 from experiments.data.shards import Shards
 from experiments.tasks.changed_pictures import changed_pictures
 from experiments.tasks.domains import domain_of, domains_of
@@ -210,3 +211,5 @@ def test_the_next_steps_name_the_page_a_whole_command_and_what_was_not_scanned(t
     assert "nothing; all 12 samples have a score" in lines
     assert "task=clean task" not in lines
     assert "write_shards" not in clean_command(object(), given)
+    pd.DataFrame({"image": [b""], "text": ["a cat"]}).to_parquet(tmp_path / "0.parquet")
+    assert "task.write_shards=cleaned" in clean_command(Parquet(f"{tmp_path}/0.parquet", size=16), given)

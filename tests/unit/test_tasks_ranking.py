@@ -9,7 +9,8 @@ import pytest
 from detect.conformal import conformal_among
 from detect.metrics import rank, rank_share
 from experiments.tasks.rank import main
-from experiments.tasks.ranking import WORK, Ranking
+from experiments.tasks.ranking import Ranking
+from experiments.tasks.ranking_work import WORK
 from experiments.tasks.thresholds import Threshold
 
 duckdb = pytest.importorskip("duckdb", reason="optional extra `scale`")
@@ -95,7 +96,7 @@ def test_a_killed_ranking_goes_on(parts, tmp_path, monkeypatch):
         ranking.write(tmp_path / "out")
     assert (tmp_path / "out" / WORK).exists()
     monkeypatch.setattr(Ranking, "_ranked", original)
-    monkeypatch.setattr("experiments.tasks.ranking.log.info", lambda text, name: made.append(name))
+    monkeypatch.setattr("experiments.tasks.ranking_work.log.info", lambda text, name: made.append(name))
     ranking.write(tmp_path / "out")
     assert made[0] == "ranked"
     expected = in_memory(parts, BY)
