@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
+from experiments.pipeline.earlier_model import check_earlier
 from experiments.pipeline.experiment import Experiment
 from experiments.pipeline.graph import Call, Run, Stage
 from experiments.pipeline.resources import Resources
@@ -39,6 +40,7 @@ class Runner:
     def of(cls, config: DictConfig) -> Runner:
         """Raises ValueError for what can be known to fail later."""
         experiment = Experiment.of(config)
+        check_earlier(experiment)
         return cls(experiment, Store(config.runtime.store), Resources.of(config.runtime))
 
     def replace(self, experiment: Experiment | None = None, **given: np.ndarray) -> Runner:
@@ -89,21 +91,23 @@ class Runner:
         """All that decides a value: its stage's version and settings, what it reads, and the keys of its inputs.
 
         An input that is not stored stands there with what it reads and takes itself, so that the inputs in a
-        meta.json name folders of the store.
+        meta.json name folders of the store. Where two inputs would have one role, as of two models that are
+        compared, the later one's role begins with its parameter: `earlier.embed`.
         """
         stage, experiment = STAGES[gives], self.experiment
         config = {part: experiment.identity(part) for part in stage.reads}
         if own := stage.key_settings(experiment, **settings):
             config["settings"] = dict(own)
         inputs: dict[str, str] = {}
-        for call in stage.inputs(experiment, **settings).values():
+        for parameter, call in stage.inputs(experiment, **settings).items():
             of = self._of(call)
             name = of.provider(call.gives)
             if name in of.given or STAGES[name].name is not None:
                 inputs[STAGES[name].name or name] = of.key(name, **call.settings)
             else:
                 derived = of.recipe(name, call.settings)
-                inputs |= derived.inputs
+                for role, key in derived.inputs.items():
+                    inputs[role if inputs.get(role, key) == key else f"{parameter}.{role}"] = key
                 config |= {name: derived.config} if derived.config else {}
         return Recipe(stage.name or gives, stage.version(experiment, **settings), config, inputs)
 

@@ -134,6 +134,10 @@ def _save_measures(measures: dict[str, Any], folder: Path) -> None:
     (folder / "measures.json").write_text(json.dumps(measures))
 
 
+def _save_defence(row: dict[str, Any], folder: Path) -> None:
+    (folder / "row.json").write_text(json.dumps(row, indent=1))
+
+
 def _save_embeddings(embeddings: Embeddings, folder: Path) -> None:
     from experiments.clip.embed import save
 
@@ -181,6 +185,7 @@ PLAN = Form(
 )
 MODEL = Form(lambda entry: Trained(entry.path))
 MEASURES = Form(lambda entry: json.loads((entry.path / "measures.json").read_text()), _save_measures)
+DEFENCE = Form(lambda entry: json.loads((entry.path / "row.json").read_text()), _save_defence)
 INVERTED = Form(_load_inverted, _save_inverted)
 EMBEDDINGS = Form(_load_embeddings, _save_embeddings)
 PATCH = Form(lambda entry: str(entry.path / PATCH_FILE), _save_patch)
