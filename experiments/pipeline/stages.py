@@ -23,7 +23,7 @@ from experiments.pipeline.detector_inputs import detector_inputs
 from experiments.pipeline.earlier_model import half_as_long
 from experiments.pipeline.experiment import ScoreSpec, own_test_set
 from experiments.pipeline.graph import STAGES, Call, Run, stage
-from experiments.pipeline.inversion_stage import OPTIONS, invert
+from experiments.pipeline.inversion_stage import OPTIONS, invert, invert_warp
 from experiments.pipeline.rows import RunMetadata, write_cell
 from experiments.pipeline.values import DataSet, Poisoning, Scored, Trained, measure_model, with_targets
 from experiments.runtime.peak_memory import peak_memory
@@ -170,6 +170,7 @@ def measure(run: Run, model: Any, test: TestSet, poisoning: Poisoning, clean: An
 
 
 stage("invert", "inverted", form=stored.INVERTED, **OPTIONS)(invert)
+stage("warp", "warped", form=stored.WARPED, **OPTIONS)(invert_warp)
 stage("defence", "defended", quiet=True, form=stored.DEFENCE)(defence)
 
 

@@ -19,6 +19,7 @@ from experiments.runtime import distributed
 if TYPE_CHECKING:
     from experiments.clip.inversion import InvertedTrigger
     from experiments.clip.model import TrainedModel
+    from experiments.clip.warp_inversion import InvertedWarp
     from experiments.data.file_pairs import FilePairs
     from experiments.data.jpeg_batches import JPEGDecoder
     from experiments.data.shard_pairs import ShardPairs
@@ -119,7 +120,7 @@ def _save_patch(patch: np.ndarray, folder: Path) -> None:
     Image.fromarray(patch).save(folder / PATCH_FILE)
 
 
-def _save_inverted(trigger: InvertedTrigger, folder: Path) -> None:
+def _save_inverted(trigger: InvertedTrigger | InvertedWarp, folder: Path) -> None:
     if distributed.is_main():
         trigger.save(folder)
 
@@ -128,6 +129,12 @@ def _load_inverted(entry: Entry) -> InvertedTrigger:
     from experiments.clip.inversion import InvertedTrigger
 
     return InvertedTrigger.load(entry.path)
+
+
+def _load_warped(entry: Entry) -> InvertedWarp:
+    from experiments.clip.warp_inversion import InvertedWarp
+
+    return InvertedWarp.load(entry.path)
 
 
 def _save_measures(measures: dict[str, Any], folder: Path) -> None:
@@ -187,6 +194,7 @@ MODEL = Form(lambda entry: Trained(entry.path))
 MEASURES = Form(lambda entry: json.loads((entry.path / "measures.json").read_text()), _save_measures)
 DEFENCE = Form(lambda entry: json.loads((entry.path / "row.json").read_text()), _save_defence)
 INVERTED = Form(_load_inverted, _save_inverted)
+WARPED = Form(_load_warped, _save_inverted)
 EMBEDDINGS = Form(_load_embeddings, _save_embeddings)
 PATCH = Form(lambda entry: str(entry.path / PATCH_FILE), _save_patch)
 DRIFT = _array("drift.npy")

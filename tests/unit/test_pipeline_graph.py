@@ -11,7 +11,7 @@ from experiments.pipeline.runner import Runner
 
 def keys(made):
     """The key of every value, those of scores and cells for each detector."""
-    plain = [name for name in STAGES if name not in ("inverted", "defended", "neighbours", "scores", "cell")]
+    plain = [name for name in STAGES if name not in ("inverted", "warped", "defended", "neighbours", "scores", "cell")]
     specs = list(made.experiment.specs())
     return {name: made.key(name) for name in plain} | {
         (name, spec): made.key(name, spec=spec) for name in ("scores", "cell") for spec in specs
