@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help photos-data photos demo test test-slurm check bench paper sweeps photo-sweeps verify clean-store clean
+.PHONY: help photos-data photos demo test test-slurm check bench paper sweeps peers photo-sweeps verify clean-store clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -69,6 +69,14 @@ paper: $(READY)  ## every table and figure at demo scale: 2 hours or more on 2 c
 	$(BIN)/python -m analysis paper --store $(STORE) && exit $$status
 
 sweeps: $(SWEPT)
+
+PEERS := peers peers_defences
+PEERS_SCALE ?= demo
+
+peers: $(READY)  ## attacks x detectors x defences in one table: 6 hours on 2 cores, resumable; PEERS_SCALE=photos
+	@status=0; for name in $(PEERS); do $(BIN)/python run.py -m experiment=$$name scale=$(PEERS_SCALE) \
+		runtime.store=$(STORE) hydra.sweep.dir=runs/peers/$(PEERS_SCALE)-$$name $(SWEEP) || status=1; done; \
+	$(BIN)/python -m analysis table --store $(STORE) --out runs/peers && exit $$status
 
 $(SWEPT): $(STORE)/sweeps/%: conf/experiment/%.yaml $(SWEEP_FILES)
 	$(BIN)/python run.py -m experiment=$* runtime.store=$(STORE) hydra.sweep.dir=runs/paper/$* $(SWEEP)

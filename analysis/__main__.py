@@ -98,6 +98,7 @@ def _write(options: argparse.Namespace, cells: list[StoredCell], cache: OutputCa
         summaries = {name: aggregate(usual(rows), cells) for name, rows in result_groups(table)}
     if options.what in ("table", "paper"):
         files += write_tables(table, summaries, options.out, console)
+        files += _write_peers(options.store, summaries, options.out)
     if options.what in ("figures", "paper"):
         from analysis.figure_set import draw_all
 
@@ -145,6 +146,16 @@ def write_tables(
     beside.to_csv(files[1], index=False)
     files[2].write_text(published.markdown(beside), encoding="utf-8")
     return files
+
+
+def _write_peers(store: Path, summaries: Mapping[str, pd.DataFrame], out: Path) -> list[Path]:
+    """Attacks, detectors and defences in one table, for each group that has defences."""
+    from analysis import peers
+    from analysis.figure_set import stem
+
+    defences = peers.read_defences(store)
+    written = [peers.write(summary, defences, out, stem(name), name) for name, summary in summaries.items()]
+    return [file for files in written for file in files]
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ the usual cells, and an ablation shows those that differ from the usual ones alo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +31,10 @@ def result_groups(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     if table.empty or not columns:
         return [("all", table)]
     groups = table.groupby(columns, sort=False, dropna=False)
-    return [(_group_name(dict(zip(columns, key, strict=True))), rows) for key, rows in groups]
+    return [(group_name(dict(zip(columns, key, strict=True))), rows) for key, rows in groups]
 
 
-def _group_name(parts: dict[str, Any]) -> str:
+def group_name(parts: Mapping[str, Any]) -> str:
     """`demo shapes small`; the evaluation set is named where the data did not bring it along."""
     known = [
         str(part) for column, part in parts.items() if part == part and (column, part) != ("test_set", "builtin")

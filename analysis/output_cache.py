@@ -43,7 +43,8 @@ class OutputCache:
 
 
 def store_state(store: Path) -> list[str]:
-    """What a store's finished and failed cells are, without reading them: a cell's folder is named by its key."""
+    """What a store's cells and defences are, without reading them: their folders are named by their keys."""
     done = [file.parent.name for file in (store / "evaluate").glob("*/cell.json")]
     failed = [f"{file.name} {file.read_text()}" for file in (store / "evaluate").glob("*.failed.json")]
-    return sorted(done) + sorted(failed)
+    defended = [f"defence {file.parent.name}" for file in (store / "defence").glob("*/row.json")]
+    return sorted(done) + sorted(failed) + sorted(defended)

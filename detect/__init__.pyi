@@ -1,4 +1,5 @@
 from .abl import ABL as ABL
+from .agreement import Agreement as Agreement
 from .base import Detector as Detector
 from .base import LocalDetector as LocalDetector
 from .bdetclip import BDetCLIP as BDetCLIP

@@ -22,7 +22,8 @@ CONVENTIONS = ("published", "paper_code")
 class Detector(ABC):
     """Gives each sample a score; higher is more suspicious.
 
-    `needs` names the inputs used beside image embeddings: text, captions, losses, encoder, images, views, drift.
+    `needs` names the inputs used beside image embeddings: text, captions, losses, encoder, images, views, drift,
+    earlier.
     `norm_sensitive` says whether raw and unit-length embeddings give different scores, `collapses_beyond_k`
     whether scores collapse once more than k poisons share a scope. `packages` names further packages that the
     detector imports; they come with the extra `detectors`. `version` is raised when a change to the code changes

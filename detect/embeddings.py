@@ -77,6 +77,7 @@ class DetectorInputs:
     images: row positions (b,) -> float tensor (b, 3, H, W) in [0, 1].
     views: (n, views) cosine of each augmented image (`detect.views.VIEWS`) with the sample's caption.
     drift: (n, views) 1 - cosine of the image with each of its augmentations (`detect.views.DRIFT`).
+    earlier: the same samples, embedded by a model that was trained less.
     """
 
     embeddings: Embeddings
@@ -86,6 +87,7 @@ class DetectorInputs:
     images: Callable[[np.ndarray], Tensor] | None = None
     views: np.ndarray | None = None
     drift: np.ndarray | None = None
+    earlier: Embeddings | None = None
 
     @classmethod
     def of(cls, x: Any) -> DetectorInputs:

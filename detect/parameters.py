@@ -22,6 +22,7 @@ GIVEN = {
     "text": "",
     "views": "views=rng.random((300, 5))",
     "drift": "drift=rng.random((300, 5))",
+    "earlier": "earlier=Embeddings(np.arange(300), *rng.standard_normal((2, 300, 8)).astype(np.float32))",
     "losses": "losses=rng.random((300, 10))",
 }
 """Input -> how the example makes it; a detector that needs others writes an example of its own."""

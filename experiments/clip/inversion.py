@@ -113,7 +113,7 @@ def invert(
     used, tested: (b, size, size, 3) uint8 images to optimise on, and others to test on.
     """
     finder = _Finder(model, weights, target, config)
-    with _frozen(model):
+    with frozen(model):
         mask, pattern, reached = finder.find(used, seed, track)
         with torch.inference_mode():
             before, after = finder.share(tested, None), finder.share(tested, (mask, pattern))
@@ -185,7 +185,7 @@ def _painted(x: Tensor, mask: Tensor, pattern: Tensor) -> Tensor:
 
 
 @contextmanager
-def _frozen(model: TrainedModel) -> Iterator[None]:
+def frozen(model: TrainedModel) -> Iterator[None]:
     """The gradient goes to the trigger alone."""
     wanted = [parameter for parameter in model.clip.parameters() if parameter.requires_grad]
     for parameter in wanted:

@@ -12,6 +12,7 @@ from experiments.pipeline.graph import Call
 PROVIDERS = {
     "views": "views",
     "drift": "drift",
+    "earlier": "earlier",
     "losses": "losses",
     "encoder": "model",
     "captions": "captions",

@@ -1,4 +1,4 @@
-"""The stage `invert`: one inverted trigger, so that a killed inspection keeps those that it has found."""
+"""The stages `invert` and `warp`: one inverted trigger each, so that an inspection that was killed goes on."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from experiments.data.pairs import TestSet
 
 if TYPE_CHECKING:
     from experiments.clip.inversion import Choices, InversionConfig, InvertedTrigger
+    from experiments.clip.warp_inversion import InvertedWarp, WarpConfig
     from experiments.pipeline.experiment import Experiment
     from experiments.pipeline.graph import Run
 
@@ -23,7 +24,18 @@ def invert(
     return invert(model, among.weights(model), among.names.index(name), used, tested, how, run.seed)
 
 
-def _settings(experiment: Experiment, name: str, among: Choices, how: InversionConfig) -> dict[str, Any]:
+def invert_warp(
+    run: Run, model: Any, test: TestSet, clean: Any, *, name: str, among: Choices, how: WarpConfig
+) -> InvertedWarp:
+    """inverts a warp for one class or caption: a small displacement of all pixels that sends images to it"""
+    from experiments.clip.inversion import images_against
+    from experiments.clip.warp_inversion import invert_warp
+
+    used, tested = images_against(test, clean, name, how.images, run.seed)
+    return invert_warp(model, among.weights(model), among.names.index(name), used, tested, how, run.seed)
+
+
+def _settings(experiment: Experiment, name: str, among: Choices, how: Any) -> dict[str, Any]:
     """The part of a call that belongs to its key."""
     return {"name": name, "among": [among.names, among.templates], "how": dataclasses.asdict(how)}
 

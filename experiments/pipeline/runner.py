@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
+from experiments.pipeline.earlier_model import check_earlier
 from experiments.pipeline.experiment import Experiment
 from experiments.pipeline.graph import Call, Run, Stage
 from experiments.pipeline.resources import Resources
@@ -37,7 +38,8 @@ class Runner:
     @classmethod
     def of(cls, config: DictConfig) -> Runner:
         """Raises ValueError for a configuration that would fail later."""
-        return cls(Experiment.of(config), Store(config.runtime.store), Resources.of(config.runtime))
+        check_earlier(experiment := Experiment.of(config))
+        return cls(experiment, Store(config.runtime.store), Resources.of(config.runtime))
 
     def replace(self, experiment: Experiment | None = None, **given: np.ndarray) -> Runner:
         """The same graph with an experiment that differs, or with values given in place of a stage's."""
@@ -87,19 +89,21 @@ class Runner:
         """Everything that a value depends on: its stage's version and settings, what it reads, its inputs' keys.
 
         An input that is not stored is replaced by what it reads and by its own inputs, so that the inputs in a
-        meta.json are folders of the store.
+        meta.json are folders of the store. Of two inputs with one role, such as the embeddings of two models, the
+        later one's role begins with its parameter: `earlier.embed`.
         """
         stage, experiment = STAGES[gives], self.experiment
         config = {part: experiment.identity(part) for part in stage.reads}
         if own := stage.key_settings(experiment, **settings):
             config["settings"] = dict(own)
         inputs: dict[str, str] = {}
-        for _, of, name, call in self._inputs(stage, settings):
+        for parameter, of, name, call in self._inputs(stage, settings):
             if name in of.given or STAGES[name].name is not None:
                 inputs[STAGES[name].name or name] = of.key(name, **call.settings)
             else:
                 derived = of.recipe(name, call.settings)
-                inputs |= derived.inputs
+                for role, key in derived.inputs.items():
+                    inputs[role if inputs.get(role, key) == key else f"{parameter}.{role}"] = key
                 config |= {name: derived.config} if derived.config else {}
         return Recipe(stage.name or gives, stage.version(experiment, **settings), config, inputs)
 

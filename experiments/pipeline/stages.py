@@ -18,10 +18,12 @@ from detect.search.neighbours import VERSION, find_neighbours
 from detect.views import DRIFT, VIEWS
 from experiments.data.pairs import TestSet, keep, natural_ids, open_test
 from experiments.pipeline import values as stored
+from experiments.pipeline.defence_stage import defence
 from experiments.pipeline.detector_inputs import cell_inputs, detector_inputs
+from experiments.pipeline.earlier_model import half_as_long
 from experiments.pipeline.experiment import ScoreSpec, own_test_set
 from experiments.pipeline.graph import STAGES, Call, Run, stage
-from experiments.pipeline.inversion_stage import OPTIONS, invert
+from experiments.pipeline.inversion_stage import OPTIONS, invert, invert_warp
 from experiments.pipeline.rows import RunMetadata, write_cell
 from experiments.pipeline.training_stage import train_model
 from experiments.pipeline.values import DataSet, Poisoning, Scored, Trained, measure_model, with_targets
@@ -148,6 +150,8 @@ def measure(run: Run, model: Any, test: TestSet, poisoning: Poisoning, clean: An
 
 
 stage("invert", "inverted", form=stored.INVERTED, **OPTIONS)(invert)
+stage("warp", "warped", form=stored.WARPED, **OPTIONS)(invert_warp)
+stage("defence", "defended", quiet=True, form=stored.DEFENCE)(defence)
 
 
 # --- embeddings ---------------------------------------------------------------------------------------------------
@@ -166,6 +170,12 @@ def embed(run: Run, model: Any, shown: PoisonedPairs) -> Embeddings:
 
     embeddings = embed(model, shown, **run.resources.loading(shown.clean))
     refuse_collapsed(embeddings)
+    return embeddings
+
+
+@stage(None, "earlier", inputs=lambda e: {"embeddings": Call("embeddings", changes=half_as_long(e))})
+def earlier(run: Run, embeddings: Embeddings) -> Embeddings:
+    """the embeddings of a model that was trained half as long, for Agreement"""
     return embeddings
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from experiments.clip.inversion import InvertedTrigger
     from experiments.clip.model import TrainedModel
+    from experiments.clip.warp_inversion import InvertedWarp
     from experiments.data.file_pairs import FilePairs
     from experiments.data.jpeg_batches import JPEGDecoder
     from experiments.data.shard_pairs import ShardPairs
@@ -136,7 +137,7 @@ def _save_patch(patch: np.ndarray, folder: Path) -> None:
     Image.fromarray(patch).save(folder / PATCH_FILE)
 
 
-def _save_inverted(trigger: InvertedTrigger, folder: Path) -> None:
+def _save_inverted(trigger: InvertedTrigger | InvertedWarp, folder: Path) -> None:
     if distributed.is_main():
         trigger.save(folder)
 
@@ -147,8 +148,18 @@ def _load_inverted(entry: Entry) -> InvertedTrigger:
     return InvertedTrigger.load(entry.path)
 
 
+def _load_warped(entry: Entry) -> InvertedWarp:
+    from experiments.clip.warp_inversion import InvertedWarp
+
+    return InvertedWarp.load(entry.path)
+
+
 def _save_measures(measures: dict[str, Any], folder: Path) -> None:
     (folder / "measures.json").write_text(json.dumps(measures))
+
+
+def _save_defence(row: dict[str, Any], folder: Path) -> None:
+    (folder / "row.json").write_text(json.dumps(row, indent=1))
 
 
 def _save_embeddings(embeddings: Embeddings, folder: Path) -> None:
@@ -198,7 +209,9 @@ PLAN = Form(
 )
 MODEL = Form(lambda entry: Trained(entry.path))
 MEASURES = Form(lambda entry: json.loads((entry.path / "measures.json").read_text()), _save_measures)
+DEFENCE = Form(lambda entry: json.loads((entry.path / "row.json").read_text()), _save_defence)
 INVERTED = Form(_load_inverted, _save_inverted)
+WARPED = Form(_load_warped, _save_inverted)
 EMBEDDINGS = Form(_load_embeddings, _save_embeddings)
 PATCH = Form(lambda entry: str(entry.path / PATCH_FILE), _save_patch)
 DRIFT = _array("drift.npy")

@@ -131,6 +131,8 @@ class Defences:
             row = row_without(runner, f"retrained, {100 * share:g} % less by the ranking", removed)
             rows.append(row | {"trainings": 2 - share})
         rows.append(clean_row(runner) | {"trainings": 1.0})
+        for row in rows:
+            runner.entry("defended", row=runner.experiment.labels | row)
         columns = {name: text for name, text in COLUMNS.items() if name != "removed"}
         columns |= {"trained_on": "model", "trainings": "cost"}
         return Retrained(rows, "Defences", columns) if distributed.is_main() else None

@@ -12,6 +12,7 @@ import numpy as np
 
 from analysis.markdown import markdown_table, shortened
 from experiments.clip.inversion import InvertedTrigger, to_bytes
+from experiments.clip.warp_inversion import InvertedWarp
 from experiments.runtime.safe_text import csv_cell, printable
 from experiments.tasks.outlier_test import Verdict
 
@@ -20,9 +21,10 @@ TILES = 60  # in the picture
 TILE, LABEL = 96, 30  # pixels of a tile, and of the two lines below it
 
 MISSES = (
-    "A mask finds patches and other local triggers. It may miss triggers that change the whole image a little "
-    "(blended, SIG, WaNet, Nashville), triggers for single images, targets that are not among the classes, and "
-    "captions that were poisoned without a trigger. No alarm does not prove that a model is clean."
+    "A mask finds patches and other local triggers, a warp finds smooth warps. Both may miss triggers that change "
+    "the whole image in another way (blended, SIG, Nashville), triggers for single images, targets that are not "
+    "among the classes, and captions that were poisoned without a trigger. No alarm does not prove that a model is "
+    "clean."
 )
 
 ALONE = (
@@ -34,19 +36,35 @@ ALONE = (
 @dataclass(frozen=True)
 class Inspection:
     """names, triggers: of the classes, in order.  references: number of clean models they were compared with.
-    metadata: what the row says of the model; `backdoored` is what an experiment has planted (None: not known)."""
+    metadata: what the row says of the model; `backdoored` is what an experiment has planted (None: not known).
+    warps, warp_verdict: the same by warps; none and None if they were not inverted.
+    """
 
     names: Sequence[str]
     triggers: Sequence[InvertedTrigger]
     verdict: Verdict
     references: int
     metadata: Mapping[str, Any]
+    warps: Sequence[InvertedWarp] = ()
+    warp_verdict: Verdict | None = None
+
+    @property
+    def by_mask(self) -> bool:
+        """Whether masks raise an alarm."""
+        return self.verdict.alarm and not self.undecided
+
+    @property
+    def by_warp(self) -> bool:
+        """Whether warps raise an alarm."""
+        return self.warp_verdict is not None and self.warp_verdict.alarm
 
     @property
     def sentence(self) -> str:
         """The verdict in one sentence."""
         verdict, name = self.verdict, printable(self.names[self.verdict.smallest])
         trigger = self.triggers[verdict.smallest]
+        if self.by_warp and not self.by_mask:
+            return f"backdoored: {self._warp_sentence}"
         z = f"z {verdict.z[verdict.smallest]:.1f}, threshold {verdict.threshold:.1f}, p {verdict.p:.2g}"
         size = f"{100 * trigger.area:.1f} % of the image sends {100 * trigger.success:.0f} % of images there"
         if self.undecided:
@@ -54,9 +72,20 @@ class Inspection:
                 f"undecided: a trigger was found for {self.reached} of {len(self.names)} classes only; raise "
                 "task.steps, or lower task.success"
             )
-        if verdict.alarm:
+        if self.by_mask:
             return f"backdoored: the mask of {name!r} is too small for chance ({z}); {size}"
-        return f"no alarm: no mask is too small for chance; the smallest is that of {name!r} ({z}); {size}"
+        said = f"no alarm: no mask is too small for chance; the smallest is that of {name!r} ({z}); {size}"
+        return said if self.warp_verdict is None else f"{said}; {self._warp_sentence}"
+
+    @property
+    def _warp_sentence(self) -> str:
+        assert self.warp_verdict is not None
+        verdict = self.warp_verdict
+        z = f"z {verdict.z[verdict.smallest]:.1f}, threshold {verdict.threshold:.1f}, p {verdict.p:.2g}"
+        share = f"sends {100 * self.warps[verdict.smallest].success:.0f} % of images there"
+        name = repr(printable(self.names[verdict.smallest]))
+        near = "comes too near for chance" if verdict.alarm else "comes nearest"
+        return f"of the warps, that of {name} {near} ({z}) and {share}"
 
     @property
     def reached(self) -> int:
@@ -70,21 +99,29 @@ class Inspection:
 
     @property
     def row(self) -> dict[str, Any]:
-        """The row of results.csv."""
+        """The row of results.csv; `smallest`, z and p are of the test that decides, named in `by`."""
         verdict = self.verdict
+        if self.warp_verdict is not None and self.by_warp and not self.by_mask:
+            verdict = self.warp_verdict
+        alarm = self.by_mask or self.by_warp
         trigger = self.triggers[verdict.smallest]
+        row = {"mask_p": self.verdict.p}
+        if self.warp_verdict is not None:
+            row |= {"warp_p": self.warp_verdict.p}
         return {
             **self.metadata,
-            "verdict": "undecided" if self.undecided else "backdoored" if verdict.alarm else "no alarm",
+            "verdict": "backdoored" if alarm else "undecided" if self.undecided else "no alarm",
+            "by": "mask" if verdict is self.verdict else "warp",
             "smallest": self.names[verdict.smallest],
             "z": float(verdict.z[verdict.smallest]),
             "threshold": verdict.threshold,
             "p": verdict.p,
-            "false_alarms": verdict.rate,
+            "false_alarms": verdict.rate * (1 if self.warp_verdict is None else 2),
             "area": trigger.area,
             "success": trigger.success,
             "classes": len(self.names),
             "references": self.references,
+            **row,
         }
 
     def write(self, folder: Path) -> tuple[str, Sequence[Mapping[str, Any]]]:
@@ -112,8 +149,14 @@ class Inspection:
                 "before": self.triggers[i].before,
                 "reached": self.triggers[i].reached,
             }
+            | self._warp_cells(i)
             for i in order
         ]
+
+    def _warp_cells(self, i: int) -> dict[str, float]:
+        if self.warp_verdict is None:
+            return {}
+        return {"warp_z": float(self.warp_verdict.z[i]), "warp_margin": self.warps[i].margin}
 
     def _write_classes(self, file: Path, order: np.ndarray) -> None:
         rows = self._rows(order)
@@ -145,6 +188,7 @@ class Inspection:
             "",
             f"A trigger was inverted for each of {count} classes, and the logarithms of the masks' sizes were "
             f"compared {compared}. If these values are normal, {100 * rate:g} % of clean models raise an alarm.",
+            *([self._warp_line] if self.warp_verdict is not None else []),
             *([ALONE] if not self.references else []),
             *([f"For {failed} classes no trigger was found; they count as the whole image."] if failed else []),
             "",
@@ -156,6 +200,11 @@ class Inspection:
             "triggers.npz: masks and patterns.",
         ]
         return "\n".join(lines) + "\n"
+
+    @property
+    def _warp_line(self) -> str:
+        assert self.warp_verdict is not None
+        return f"Likewise the mean margins of the warped images, with the same rate: {self._warp_sentence}."
 
     def _picture(self, file: Path, order: np.ndarray) -> None:
         """Mask times pattern of each class, the most suspicious first; an alarm has a red frame."""

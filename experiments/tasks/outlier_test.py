@@ -1,27 +1,26 @@
-"""Is the smallest of a model's masks too small for chance? One verdict per model, at a stated false-alarm rate.
+"""Is one value of a model's classes too small for chance? One verdict per model, at a stated false-alarm rate.
 
-Neural Cleanse (Wang et al., IEEE S&P 2019) divides a class's distance from the median by the median absolute
-deviation and alarms above 2, whatever the number of classes. Here the largest of these values over all classes is
-compared with what it would be if all values were normal draws: `rate` of the models without a backdoor then raise
-an alarm, for any number of classes. With few classes the threshold is therefore much higher than 2.
+Grubbs' test (Technometrics 11(1), 1969) for the smallest value: how far it lies below the mean of the others, in
+their standard deviations. Neural Cleanse (Wang et al., IEEE S&P 2019) divides the distance from the median by the
+median absolute deviation and alarms above 2, whatever the number of classes. Of 10 or 24 values that deviation is a
+poor estimate, so that a test with a kept rate must ask for 3.9 or 3.5 of it. The standard deviation of the others
+is a better one, and Student's t gives the rate. Two targets in one model would hide each other a little.
 """
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import numpy as np
 
-CONSISTENT = 1.4826  # makes the median absolute deviation of normal values their standard deviation
-DRAWS = 20_000
 FEWEST = 5  # values; with fewer, the spread says nothing
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """z: (n,) how far each value lies below the median, in robust standard deviations; `smallest` is the position
-    of the largest.  p: probability of such a z among n values without an outlier.  threshold: of z.
+    """z: (n,) how far each value lies below the mean of the others, in standard deviations of such a difference;
+    `smallest` is the position of the largest.  p: probability of such a z, or at most that, among n normal values.
+    threshold: of z.
     """
 
     z: np.ndarray
@@ -40,27 +39,25 @@ def outlier_test(values: np.ndarray, rate: float) -> Verdict:
 
     ValueError for fewer than `FEWEST` values, or values that are not finite.
     """
+    from scipy.stats import t
+
     values = np.asarray(values, dtype=np.float64)
-    if len(values) < FEWEST:
-        raise ValueError(f"an outlier among classes needs at least {FEWEST} of them, got {len(values)}")
+    n = len(values)
+    if n < FEWEST:
+        raise ValueError(f"an outlier among classes needs at least {FEWEST} of them, got {n}")
     if not np.isfinite(values).all():
-        raise ValueError("the sizes of the masks must be finite")
-    z = robust_z(values)
-    largest = _largest_of_chance(len(values))
+        raise ValueError("the values of the classes must be finite")
+    z = deviations(values)
     smallest = int(np.argmax(z))
-    p = (1 + np.count_nonzero(largest >= z[smallest])) / (1 + len(largest))
-    return Verdict(z, smallest, float(p), float(np.quantile(largest, 1 - rate)), rate)
+    p = min(1.0, n * float(t.sf(z[smallest], n - 2)))
+    return Verdict(z, smallest, p, float(t.isf(rate / n, n - 2)), rate)
 
 
-def robust_z(values: np.ndarray) -> np.ndarray:
-    """(..., n) -> how far each value lies below the median, in units of the scaled median absolute deviation."""
-    below = np.median(values, axis=-1, keepdims=True) - values
-    spread = CONSISTENT * np.median(np.abs(below), axis=-1, keepdims=True)
-    return below / np.maximum(spread, 1e-9)
-
-
-@functools.lru_cache(maxsize=8)
-def _largest_of_chance(n: int) -> np.ndarray:
-    """(draws,) the largest z of n normal values each."""
-    rng = np.random.default_rng(n)
-    return np.concatenate([robust_z(rng.standard_normal((1_000, n))).max(axis=1) for _ in range(DRAWS // 1_000)])
+def deviations(values: np.ndarray) -> np.ndarray:
+    """(..., n) -> how far each value lies below the mean of the others, over the standard deviation of that
+    difference: of normal values, a draw of Student's t with n - 2 degrees of freedom."""
+    n = values.shape[-1]
+    below = values.mean(axis=-1, keepdims=True) - values
+    squares = np.square(below).sum(axis=-1, keepdims=True) - n / (n - 1) * np.square(below)  # of the others
+    spread = np.sqrt(np.maximum(squares, 0) / (n - 2) * n / (n - 1))
+    return n / (n - 1) * below / np.maximum(spread, 1e-9)

@@ -89,7 +89,12 @@ def inputs(name) -> DetectorInputs:
     agreement[planted, 2] -= 0.9
     drift = 0.1 * rng.random((N, 3))
     drift[planted, 1] = 0.8
-    return DetectorInputs(embeddings, captions, losses, Encoder(), lambda rows: pixels[rows], agreement, drift)
+    moved = image + 0.02 * np.random.default_rng(1).standard_normal((N, D))
+    moved[planted] = title[(kinds[planted] + 3) % len(WORDS)]
+    earlier = Embeddings(embeddings.ids, moved.astype(np.float32), embeddings.text)
+    return DetectorInputs(
+        embeddings, captions, losses, Encoder(), lambda rows: pixels[rows], agreement, drift, earlier
+    )
 
 
 def test_every_file_is_a_detector_of_the_package():
@@ -141,7 +146,7 @@ def test_missing_evidence_is_named(name):
         embeddings = given.embeddings if missing != "text" else Embeddings.of(given.embeddings.image)
         parts = {
             key: getattr(given, key)
-            for key in ("captions", "losses", "encoder", "images", "views", "drift")
+            for key in ("captions", "losses", "encoder", "images", "views", "drift", "earlier")
             if key != missing
         }
         with pytest.raises(ValueError, match=f"{type(made).__name__} needs {missing}, and none was given"):
@@ -160,6 +165,7 @@ def test_row_order_makes_no_difference(name):
         lambda rows: given.images(order[rows]),
         given.views[order],
         given.drift[order],
+        Embeddings(given.embeddings.ids[order], given.earlier.image[order], given.earlier.text[order]),
     )
     made = detector(name)
     if hasattr(made, "seed") and not isinstance(made, LocalDetector) and name not in DRAW_BY_SAMPLE:

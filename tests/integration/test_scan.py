@@ -16,6 +16,7 @@ from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
 from analysis.__main__ import main as analysis
+from analysis.peers import read_defences
 from experiments.data.damage import TooMuchDamage
 from experiments.data.shapes.export import LEFT_OUT, Export
 from experiments.pipeline import config as schema
@@ -416,6 +417,11 @@ def test_defences_meet_the_same_poison(do, scanned, store):
     assert list(rows["trainings"]) == [1, 1 + 2 * 0.25, 2, 2 * 3, 1 + 0.25, 1 + 0.25 + 2 * 8 / 400, 1.9, 1]
     assert rows["asr"].between(0, 1).all()
     assert len((folder / "summary.md").read_text().splitlines()) == 4 + len(rows)
+    # The rows are kept in the store too, where `python -m analysis` finds them.
+    kept = {row["trained_on"]: row for row in read_defences(store)}
+    assert set(kept) == set(rows.index)
+    assert {name: row["asr"] for name, row in kept.items()} == pytest.approx(dict(rows["asr"]))
+    assert {(row["attack"], row["scale"], row["data"]) for row in kept.values()} == {("badnets", "demo", "shapes")}
     # With next to no learning rate, the fine-tuned model is the one it started from, wherever that lies.
     metas = [json.loads(meta.read_text()) for meta in store.glob("train/*/meta.json")]
     tuned = next(

@@ -11,7 +11,8 @@ from experiments.pipeline.runner import Runner
 
 def keys(made):
     """The key of every value, those of scores and cells for each detector."""
-    plain = [name for name in STAGES if name not in ("inverted", "neighbours", "scores", "cell")]
+    with_settings = ("inverted", "warped", "defended", "neighbours", "scores", "cell")
+    plain = [name for name in STAGES if name not in with_settings]
     specs = list(made.experiment.specs())
     return {name: made.key(name) for name in plain} | {
         (name, spec): made.key(name, spec=spec) for name in ("scores", "cell") for spec in specs

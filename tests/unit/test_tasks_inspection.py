@@ -9,16 +9,32 @@ import torch
 from PIL import Image
 
 from experiments.clip.inversion import Choices, InversionConfig, InvertedTrigger, images_against, invert
+from experiments.clip.warp_inversion import InvertedWarp, WarpConfig, invert_warp, warp
 from experiments.data.pairs import TestSet
 from experiments.pipeline.sweep_table import sweep_table
 from experiments.tasks import Inspect
 from experiments.tasks.inspection_report import Inspection
-from experiments.tasks.outlier_test import outlier_test, robust_z
+from experiments.tasks.outlier_test import deviations, outlier_test
 
 
-def test_robust_z_is_the_distance_below_the_median_in_scaled_absolute_deviations():
-    z = robust_z(np.array([1.0, 2, 3, 4, 10]))
-    assert z == pytest.approx(np.array([2, 1, 0, -1, -7]) / 1.4826)
+def test_a_deviation_is_the_distance_below_the_mean_of_the_others_in_their_deviation():
+    values = np.array([1.0, 2, 3, 4, 10])
+    for i, z in enumerate(deviations(values)):
+        others = np.delete(values, i)
+        assert z == pytest.approx((others.mean() - values[i]) / (others.std(ddof=1) * np.sqrt(1 + 1 / 4)))
+
+
+def test_a_single_outlier_is_found_where_the_median_deviation_of_few_values_would_not():
+    """The margins of ten classes under a warp, of a model with WaNet: the median deviation has z 2.9 of 3.9."""
+    values = -np.array([0.48, 0.17, 0.13, 0.02, -0.04, -0.06, -0.11, -0.11, -0.22, -0.26])
+    verdict = outlier_test(values, 0.05)
+    assert verdict.smallest == 0
+    assert verdict.alarm
+    assert not outlier_test(np.delete(values, 0), 0.2).alarm
+
+
+def test_equal_values_have_no_outlier():
+    assert not outlier_test(np.full(10, -3.0), 0.2).alarm
 
 
 @pytest.mark.parametrize("n", [5, 10, 24, 100])
@@ -26,7 +42,7 @@ def test_robust_z_is_the_distance_below_the_median_in_scaled_absolute_deviations
 def test_clean_models_raise_an_alarm_at_the_requested_rate(n, rate):
     rng = np.random.default_rng(12345)
     values = rng.normal(-3, 0.7, (4_000, n))
-    alarms = np.mean([outlier_test(row, rate).alarm for row in values])
+    alarms = np.mean(deviations(values).max(axis=1) >= outlier_test(values[0], rate).threshold)
     assert alarms == pytest.approx(rate, abs=4 * np.sqrt(rate * (1 - rate) / 4_000))
 
 
@@ -82,6 +98,68 @@ def test_an_inspection_writes_its_verdict_a_table_and_a_picture(tmp_path):
         colours = page.convert("RGB").getcolors(1_000_000)
     assert any(colour == (255, 0, 0) for _, colour in colours)
     assert np.load(tmp_path / "triggers.npz")["mask"].shape == (8, 8, 8)
+
+
+def bent(margins, area=0.08):
+    warps = [InvertedWarp(np.zeros((2, 4, 4), np.float32), one, 0.7, 0.1, 50) for one in margins]
+    triggers = [trigger(area * (1 + 0.1 * (i % 5))) for i in range(len(margins))]
+    sizes = np.log([one.area for one in triggers])
+    verdicts = outlier_test(sizes, 0.05), outlier_test(-np.array(margins), 0.05)
+    return Inspection([f"class {i}" for i in range(len(margins))], triggers, verdicts[0], 0, {}, warps, verdicts[1])
+
+
+MARGINS = [-0.1, -0.2, -0.15, -0.12, 0.9, -0.18, -0.11, -0.16, -0.2, -0.13]
+
+
+def test_a_warp_alone_can_raise_the_alarm(tmp_path):
+    text, (row,) = bent(MARGINS).write(tmp_path)
+    assert (row["verdict"], row["by"], row["smallest"]) == ("backdoored", "warp", "class 4")
+    assert row["warp_p"] < 0.05 < row["mask_p"]
+    assert "Backdoored: of the warps, that of 'class 4' comes too near for chance" in text
+    with open(tmp_path / "classes.csv") as file:
+        assert {row["class"]: row["warp_margin"] for row in csv.DictReader(file)}["class 4"] == "0.9"
+
+
+def test_without_an_alarm_both_tests_are_told(tmp_path):
+    text, (row,) = bent([*MARGINS[:4], -0.14, *MARGINS[5:]]).write(tmp_path)
+    assert (row["verdict"], row["by"]) == ("no alarm", "mask")
+    assert "of the warps, that of 'class 0' comes nearest" in text
+
+
+class Bent:
+    """A model whose embedding says "class 0" where the image's right half is brighter than its left one."""
+
+    device = torch.device("cpu")
+    clip = torch.nn.Linear(1, 1)
+
+    def pixels(self, images):
+        return images.permute(0, 3, 1, 2).float() / 255
+
+    def image(self, x):
+        middle = x[:, :, :, 7:9].mean(dim=(1, 2, 3))
+        return torch.stack([middle, torch.full_like(middle, 0.5), 0.4 - middle], dim=1)
+
+
+def test_a_warp_moves_the_pixels_that_matter():
+    """All images have a bright column two pixels beside the middle: a shift of an eighth of the side reaches it."""
+    images = np.full((40, 16, 16, 3), 40, np.uint8)
+    images[:, :, 9:11] = 255
+    how = WarpConfig(images=20, steps=60, batch=8, shift=1 / 8, grid=4)
+    found = invert_warp(Bent(), torch.eye(3), 0, images[:20], images[20:], how, 0)
+    assert (found.before, found.success) == (0, 1)
+    assert found.margin > 0
+    assert np.abs(found.field).max() <= 1 / 8
+    assert found.field[0][:, 1:3].min() > 0.05  # in the middle, pixels are taken from the right
+    same = warp(torch.from_numpy(images[:2]).permute(0, 3, 1, 2) / 255.0, torch.zeros(1, 2, 4, 4))
+    np.testing.assert_allclose(same.permute(0, 2, 3, 1).numpy() * 255, images[:2], atol=1e-2)
+
+
+def test_an_inverted_warp_is_stored_whole(tmp_path):
+    one = InvertedWarp(np.ones((2, 4, 4), np.float32), -0.125, 0.5, 0.25, 50)
+    one.save(tmp_path)
+    again = InvertedWarp.load(tmp_path)
+    assert (again.margin, again.success, again.before, again.held_out) == (-0.125, 0.5, 0.25, 50)
+    assert np.array_equal(again.field, one.field)
 
 
 def test_no_alarm_proves_nothing_and_says_so(tmp_path):
