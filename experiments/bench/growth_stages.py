@@ -98,7 +98,7 @@ class Simulated:
 
     @functools.cached_property
     def table(self) -> Neighbours:
-        return _search(self, "batch", min(K, self.n // 4))
+        return _search(self, "batch", min(K, self.n // 2 - 1))
 
     @functools.cached_property
     def scores(self) -> np.ndarray:

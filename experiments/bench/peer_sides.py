@@ -50,12 +50,11 @@ def _by_batches(score: Callable[[np.ndarray], np.ndarray]) -> Score:
     def whole(x: np.ndarray, batch: int | None) -> np.ndarray:
         if batch is None:
             return score(x)
-        order = np.random.default_rng(0).permutation(len(x))
+        from detect.search.neighbours import batch_rows
+
         found = np.empty(len(x))
-        for begin in range(0, len(x), batch):
-            rows = order[begin : begin + batch]
-            filled = np.concatenate([rows, order[: batch - len(rows)]])
-            found[rows] = score(x[filled])[: len(rows)]
+        for rows, queries in batch_rows(len(x), batch, 0):
+            found[rows[:queries]] = score(x[rows])[:queries]
         return found
 
     return whole
