@@ -179,6 +179,10 @@ def _metrics(given: Simulated) -> None:
     conformal_among(given.scores)
 
 
+def _write_row(folder: Path) -> None:
+    (folder / "row.json").write_text("{}")
+
+
 def _store(given: Simulated) -> None:
     """A store fills with entries, and each is looked up once."""
     from experiments.runtime.store import Recipe, Store
@@ -187,7 +191,7 @@ def _store(given: Simulated) -> None:
     for again in range(2):
         store = Store(given.folder / "store")
         for recipe in recipes:
-            entry = store.get(recipe, lambda folder: (folder / "row.json").write_text("{}") and None)
+            entry = store.get(recipe, _write_row)
             assert entry.reused == bool(again)
 
 

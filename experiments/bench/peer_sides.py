@@ -31,7 +31,8 @@ class Score(Protocol):
 def _ours(detector: str) -> Score:
     import detect
 
-    kind = {"k-dist": detect.KDistance, "LOF": detect.LOF, "SLOF": detect.SLOF, "DAO": detect.DAO}[detector]
+    kinds: dict[str, Any] = {"k-dist": detect.KDistance, "LOF": detect.LOF, "SLOF": detect.SLOF, "DAO": detect.DAO}
+    kind = kinds[detector]
 
     def score(x: np.ndarray, batch: int | None) -> np.ndarray:
         if batch is None:

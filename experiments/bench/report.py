@@ -60,7 +60,7 @@ class Note:
         return f"  {self.what:<76} {self.text}"
 
 
-Section = Callable[[bool], Iterator[Ratio | Check]]
+Section = Callable[[bool], Iterator[Ratio | Check | Note]]
 SECTIONS: dict[str, Section] = {}
 ON_GPUS: set[str] = set()  # sections that need one
 
