@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from detect.search.bounds import Candidates, norms
 from detect.search.partition import Partition, partition_candidates
+from detect.search.selection import smallest
 from detect.search.tiles import extend, extend_centred, extended_width, tile_candidates, tile_side
 
 if TYPE_CHECKING:
@@ -109,8 +110,9 @@ _CandidateSearch = Callable[["Tensor"], _Blocks]
 def _by_products(search: PreparedRows, exclude_self: bool) -> _CandidateSearch:
     device_type = search.base.device.type
     bfloat16 = fast_bfloat16(device_type) and search.d >= 64
-    # A single tile has nothing to mirror, and products without a running threshold are faster then.
-    tiles = len(search.base) >= 2 * tile_side(device_type)
+    # A single tile has nothing to mirror. On CPUs, selection among bfloat16 numbers costs less than a mirror saves.
+    least = MIN_PARTITION_ROWS if bfloat16 and device_type == "cpu" else 2 * tile_side(device_type)
+    tiles = len(search.base) >= least
 
     def blocks(queries: Tensor) -> _Blocks:
         if exclude_self and tiles and queries is search.base:
@@ -224,13 +226,8 @@ def _in_bfloat16(search: PreparedRows, exclude_self: bool, queries: Tensor) -> _
         block = queries[start : start + step] - search.centre
         rounding_error = extend(block, left[: len(block)], True)
         half = torch.mm(left[: len(block)], right.T, out=products[: len(block)])
-        if device.type == "cpu":
-            # bfloat16 numbers sort like the integers of their bits, many times faster. Only negative ones come in
-            # reverse order. These are 0 but for rounding, and no list that ends among them passes equation (5).
-            half = half.view(torch.int16)
-        values, rows = half.topk(n_candidates, dim=1, largest=False)
-        approximate = values.view(torch.bfloat16).float().mul_(2)
-        found = Candidates(rows, approximate, RHO["bfloat16"], rounding_error, rounding_share)
+        values, rows = smallest(half, n_candidates)
+        found = Candidates(rows, values.float().mul_(2), RHO["bfloat16"], rounding_error, rounding_share)
         yield start, start + len(block), found
 
 

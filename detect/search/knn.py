@@ -18,6 +18,7 @@ import numpy as np
 
 from detect.search.bounds import Candidates, PreparedRows, norms
 from detect.search.candidates import APPROXIMATE, CANDIDATE_SEARCHES, automatic, kernels
+from detect.search.selection import sorted_by_distance
 from detect.search.transfer import to_device, to_host
 
 if TYPE_CHECKING:
@@ -212,6 +213,8 @@ class Search(PreparedRows):
 
 def _by_distance(exact: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Both sorted by distance, ties by row."""
+    if exact.device.type == "cpu":
+        return sorted_by_distance(exact.contiguous(), rows)
     rows, order = rows.sort(dim=1)
     exact, by_distance = exact.gather(1, order).sort(dim=1, stable=True)
     return exact, rows.gather(1, by_distance)

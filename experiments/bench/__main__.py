@@ -2,44 +2,65 @@
 
 All ratios come from one run on the same threads; the two sides take turns and the best time of each counts, as the
 machine may have other work. A section is a function that yields `Ratio`s and `Check`s; add one with
-`@section("name")`. A check that fails makes the command end with status 1.
+`@section("name")`. A check that fails makes the command end with status 1. The sections of `LONG_RUNS` take hours
+and write files; each is run only if it alone is named, and `--budget` bounds it.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import platform
 from importlib.util import find_spec
 from pathlib import Path
 
-from experiments.bench import gpu, gpu_run, neighbours, training  # noqa: F401  each registers its sections
+from experiments.bench import (  # noqa: F401  each registers its sections
+    gpu,
+    gpu_run,
+    growth,
+    neighbours,
+    peers,
+    step,
+    training,
+)
 from experiments.bench.neighbours import peak_above_embeddings
-from experiments.bench.report import ON_GPUS, SECTIONS, Check
+from experiments.bench.report import LONG_RUNS, ON_GPUS, SECTIONS, Check
 from experiments.runtime.console import replace_unprintable
 
 
 def main(arguments: list[str] | None = None) -> None:
     replace_unprintable()
+    alone = [name for name in LONG_RUNS if name not in SECTIONS]
     parser = argparse.ArgumentParser(prog="python -m experiments.bench", description=__doc__.splitlines()[0])
-    parser.add_argument("sections", nargs="*", help=f"which of {', '.join(SECTIONS)}; all, if none is named")
+    parser.add_argument(
+        "sections",
+        nargs="*",
+        help=f"which of {', '.join(SECTIONS)}; these, if none is named; or one of {', '.join(alone)}",
+    )
     parser.add_argument(
         "--quick", action="store_true", help="smaller sizes and fewer rounds: minutes become seconds"
     )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="for both sides alike")
     parser.add_argument(
-        "--budget", type=float, metavar="MINUTES", help="section gpu: the most worthy figures, in so many minutes"
+        "--budget",
+        type=float,
+        metavar="MINUTES",
+        help=f"section {', '.join(LONG_RUNS)}: the most worthy figures, in at most this time",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", default=Path("bench-gpu"), help="where --budget writes its figures"
+        "--out", type=Path, metavar="FOLDER", help=f"where section {', '.join(LONG_RUNS)} writes its figures"
     )
     parser.add_argument("--measure-memory", type=int, metavar="N", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    unknown = sorted(set(options.sections) - set(SECTIONS))
+    unknown = sorted(set(options.sections) - {*SECTIONS, *alone})
     if unknown:
-        parser.error(f"no section {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
-    if options.budget is not None and (options.sections != ["gpu"] or not 0 < options.budget < 1e6):
-        parser.error("--budget needs the section gpu alone, and minutes above 0")
+        parser.error(f"no section {', '.join(unknown)}; there are {', '.join([*SECTIONS, *alone])}")
+    single = options.sections[0] if len(options.sections) == 1 else None
+    if options.budget is not None and (single not in LONG_RUNS or not 0 < options.budget < 1e6):
+        parser.error(f"--budget needs one of the sections {', '.join(LONG_RUNS)} alone, and minutes above 0")
+    if single not in alone and (several := sorted(set(alone).intersection(options.sections))):
+        parser.error(f"section {several[0]} takes hours: name it alone")
     _set_threads(options.threads)
     graphics = _graphics()
     if graphics is None and (asked := sorted(ON_GPUS.intersection(options.sections))):
@@ -49,8 +70,9 @@ def main(arguments: list[str] | None = None) -> None:
         return
     machine = f"{_processor()}, {options.threads} threads, {graphics or 'no GPU'}"
     print(f"{machine}{', quick' if options.quick else ''}; x: how many times faster ours is than the other")
-    if options.budget is not None:
-        _exit(gpu_run.run(60 * options.budget, options.out))
+    if single is not None and (single in alone or options.budget is not None):
+        budget = math.inf if options.budget is None else 60 * options.budget
+        _exit(LONG_RUNS[single](budget, options.out or Path(f"bench-{single}"), options.quick))
         return
     failed = 0
     for name in options.sections or SECTIONS:

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from experiments.bench.gpu_rates import embedding_rate, gpus, product_rates, search_rate
-from experiments.bench.report import Check, Ratio, clustered, section
+from experiments.bench.report import Check, Note, Ratio, clustered, section
 
 
 @section("gpu", gpu=True)
-def gpu(quick: bool) -> Iterator[Ratio | Check]:
+def gpu(quick: bool) -> Iterator[Ratio | Check | Note]:
     """Is the GPU right, against this CPU, and how fast is it: checks, training, embedding, neighbours"""
     from experiments.bench.processes import process_checks
     from experiments.bench.training import training

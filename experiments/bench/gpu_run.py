@@ -16,7 +16,7 @@ from pathlib import Path
 
 from experiments.bench import gpu_search
 from experiments.bench.gpu_rates import product_rates
-from experiments.bench.report import Check, Note, Ratio
+from experiments.bench.report import Check, Note, Ratio, long_run
 
 Line = Ratio | Check | Note
 
@@ -48,6 +48,12 @@ class Sizes:
 
 
 TINY = Sizes("cpu", (500, 400, 500), 32, 5, 128, (("ViT-S-32-alt", 32),), 4, 1)
+
+
+@long_run("gpu")
+def short_run(budget: float, out: Path, quick: bool) -> int:
+    """The steps below, at full size, as many as fit"""
+    return run(budget, out)
 
 
 def run(budget: float, out: Path, sizes: Sizes | None = None) -> int:

@@ -7,6 +7,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ class Note:
         return f"  {self.what:<76} {self.text}"
 
 
-Section = Callable[[bool], Iterator[Ratio | Check]]
+Section = Callable[[bool], Iterator[Ratio | Check | Note]]
 SECTIONS: dict[str, Section] = {}
 ON_GPUS: set[str] = set()  # sections that need one
 
@@ -71,6 +72,21 @@ def section(name: str, *, gpu: bool = False) -> Callable[[Section], Section]:
         SECTIONS[name] = function
         if gpu:
             ON_GPUS.add(name)
+        return function
+
+    return register
+
+
+LongRun = Callable[[float, Path, bool], int]
+LONG_RUNS: dict[str, LongRun] = {}
+
+
+def long_run(name: str) -> Callable[[LongRun], LongRun]:
+    """Register a run that takes hours at full size: (budget in seconds, folder for its files, quick) -> how many
+    checks or steps failed. It is run only if it is named. Its docstring's first line is its heading."""
+
+    def register(function: LongRun) -> LongRun:
+        LONG_RUNS[name] = function
         return function
 
     return register

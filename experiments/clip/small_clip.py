@@ -71,6 +71,7 @@ class SmallCLIP:
         import torch
 
         from experiments.clip.model import TrainedModel
+        from experiments.clip.short_attention import use_short_attention
         from experiments.clip.small_tower import ConvTower
         from experiments.clip.tokenizer import CompactTokenizer
 
@@ -92,6 +93,7 @@ class SmallCLIP:
         clip = open_clip.CLIP(self.embed_dim, vision, text)
         if self.patch is None and self.blocks is None:
             clip.visual = ConvTower(self.embed_dim, self.size)
+        use_short_attention(clip)
         return TrainedModel(clip.to(memory_format=torch.channels_last), tokenizer, self)
 
     def without_paths(self, config: dict[str, Any]) -> dict[str, Any]:

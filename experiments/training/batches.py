@@ -122,6 +122,12 @@ class Steps(Dataset):
         return self.augment.apply(images, self.augment.draw(rng, count)[mine])
 
 
+def token_table(tokenise: Callable[[Sequence[str]], Tensor], captions: Sequence[str]) -> Tensor:
+    """n captions -> (n, context) tokens; a caption that occurs often is cut up once."""
+    place = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
+    return tokenise(list(place))[torch.tensor([place[caption] for caption in captions])]
+
+
 def own_rows() -> slice:
     """Which rows of a global batch belong to this process."""
     return slice(distributed.rank(), None, distributed.world_size())

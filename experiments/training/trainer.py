@@ -25,7 +25,7 @@ from experiments.runtime.progress import StepProgress
 from experiments.runtime.refusals import Diverged
 from experiments.training import gradient_cache, losses, stateful_losses
 from experiments.training.batch_norm import synchronise
-from experiments.training.batches import Batch, Schedule, Steps, load, own_rows
+from experiments.training.batches import Batch, Schedule, Steps, load, own_rows, token_table
 from experiments.training.checkpoint import Checkpoint, SaveInterval, is_sound
 from experiments.training.config import TrainConfig
 from experiments.training.loss_log import LossLog
@@ -155,7 +155,7 @@ class Trainer:
         """The batches from the next step on."""
         # Texts are cut into tokens once, or by the processes that load the images.
         once = workers == 0 and not self.objective.augmented_views
-        table = self.model.tokenizer(list(self.pairs.captions)) if once else None  # (n, context)
+        table = token_table(self.model.tokenizer, self.pairs.captions) if once else None  # (n, context)
         loading = load(self.steps(tokenise=not once), self.step, workers, pin=self.device.startswith("cuda"))
         for batch in loading:
             yield batch if table is None else batch._replace(tokens=table[batch.rows[own_rows()]])

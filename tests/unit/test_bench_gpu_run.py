@@ -63,7 +63,7 @@ def test_a_step_that_fails_costs_no_other_and_fails_the_command(tmp_path, monkey
 def test_a_budget_without_sense_is_refused(arguments, capsys):
     with pytest.raises(SystemExit, match="2"):
         bench.main(arguments)
-    assert "--budget needs the section gpu alone, and minutes above 0" in capsys.readouterr().err
+    assert "--budget needs one of the sections gpu, growth, peers alone, and minutes" in capsys.readouterr().err
 
 
 def test_both_ways_of_searching_are_chosen(monkeypatch):

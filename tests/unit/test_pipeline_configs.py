@@ -174,3 +174,18 @@ def test_the_papers_code_takes_the_attacks_of_an_experiment_and_leaves_other_det
     built = {name: instantiate(detector) for name, detector in config.detector.items()}
     conventions = [built[name].convention for name in ("slof", "lof", "tandem")]
     assert conventions == ["paper_code", "published", "published"]
+
+
+DECIDES_THE_MODEL = re.compile(r"attack|seed|model|train")
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_neighbouring_jobs_of_a_sweep_need_different_models(experiment):
+    """Of a sweep's parameters the last varies fastest. Two jobs that need one model wait for one another."""
+    params = (
+        OmegaConf.load(CONF / f"experiment/{experiment}.yaml").get("hydra", {}).get("sweeper", {}).get("params")
+    )
+    values = OmegaConf.to_container(params or OmegaConf.create(), resolve=False)
+    varied = [name for name, value in values.items() if "," in str(value) or "${" in str(value)]
+    decides = [bool(DECIDES_THE_MODEL.match(name)) for name in varied]
+    assert not any(decides) or decides[-1], f"{varied[-1]} varies fastest, and changes no model"

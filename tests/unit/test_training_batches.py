@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 
-from experiments.training.batches import ResizedCrop, Schedule, Shift, Steps
+from experiments.training.batches import ResizedCrop, Schedule, Shift, Steps, token_table
 
 
 class Ramp:
@@ -86,3 +87,16 @@ def test_resized_crop_refuses_a_bad_scale(scale):
 def test_shift_refuses_a_negative_distance():
     with pytest.raises(ValueError, match=r"augment.pixels must be 0 or more, got -1"):
         Shift(-1)
+
+
+def test_a_caption_that_occurs_twice_is_cut_up_once():
+    seen = []
+
+    def tokenise(texts):
+        seen.extend(texts)
+        return torch.tensor([[len(text), ord(text[0])] for text in texts])
+
+    captions = ["a star", "kites", "a star", "moon", "kites"]
+    table = token_table(tokenise, captions)
+    assert seen == ["a star", "kites", "moon"]
+    assert torch.equal(table, tokenise(captions))
