@@ -28,7 +28,7 @@ def smallest(products: Tensor, count: int) -> tuple[Tensor, Tensor]:
     # but for rounding, and no list that ends among them passes equation (5) of docs/search.md.
     array = products.view(torch.int16).numpy()
     step = max(16, CACHED // (2 * array.shape[1]))
-    blocks = [array[begin : begin + step] for begin in range(0, len(array), step)]
+    blocks = [array[start : start + step] for start in range(0, len(array), step)]
     if torch.get_num_threads() == 1 or len(blocks) == 1:
         keys = [_smallest_keys(block, count) for block in blocks]
     else:

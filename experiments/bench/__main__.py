@@ -31,6 +31,35 @@ from experiments.runtime.console import replace_unprintable
 
 def main(arguments: list[str] | None = None) -> None:
     replace_unprintable()
+    options = _options(arguments)
+    _set_threads(options.threads)
+    graphics = _graphics()
+    if options.measure_memory:
+        print(peak_above_embeddings(options.measure_memory))
+        return
+    machine = f"{_processor()}, {options.threads} threads, {graphics or 'no GPU'}"
+    print(f"{machine}{', quick' if options.quick else ''}; x: how many times faster ours is than the other")
+    if options.single in LONG_RUNS and (options.single not in SECTIONS or options.budget is not None):
+        budget = math.inf if options.budget is None else 60 * options.budget
+        _exit(LONG_RUNS[options.single](budget, options.out or Path(f"bench-{options.single}"), options.quick))
+        return
+    failed = 0
+    for name in options.sections or SECTIONS:
+        heading = (SECTIONS[name].__doc__ or "").splitlines()[0]
+        if name in ON_GPUS and graphics is None:
+            print(f"{name}: left out, as torch sees no GPU here ({heading})", flush=True)
+            continue
+        if name == "training" and not options.sections and graphics is not None:
+            continue  # a part of section gpu
+        print(f"{name}: {heading}", flush=True)
+        for line in SECTIONS[name](options.quick):
+            print(line, flush=True)
+            failed += isinstance(line, Check) and not line.passed
+    _exit(failed)
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line, checked; `single`: the only section that is named, or None."""
     alone = [name for name in LONG_RUNS if name not in SECTIONS]
     parser = argparse.ArgumentParser(prog="python -m experiments.bench", description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -56,37 +85,14 @@ def main(arguments: list[str] | None = None) -> None:
     unknown = sorted(set(options.sections) - {*SECTIONS, *alone})
     if unknown:
         parser.error(f"no section {', '.join(unknown)}; there are {', '.join([*SECTIONS, *alone])}")
-    single = options.sections[0] if len(options.sections) == 1 else None
+    options.single = single = options.sections[0] if len(options.sections) == 1 else None
     if options.budget is not None and (single not in LONG_RUNS or not 0 < options.budget < 1e6):
         parser.error(f"--budget needs one of the sections {', '.join(LONG_RUNS)} alone, and minutes above 0")
     if single not in alone and (several := sorted(set(alone).intersection(options.sections))):
         parser.error(f"section {several[0]} takes hours: name it alone")
-    _set_threads(options.threads)
-    graphics = _graphics()
-    if graphics is None and (asked := sorted(ON_GPUS.intersection(options.sections))):
+    if (asked := sorted(ON_GPUS.intersection(options.sections))) and _graphics() is None:
         parser.error(f"section {', '.join(asked)} needs a GPU, and torch sees none here")
-    if options.measure_memory:
-        print(peak_above_embeddings(options.measure_memory))
-        return
-    machine = f"{_processor()}, {options.threads} threads, {graphics or 'no GPU'}"
-    print(f"{machine}{', quick' if options.quick else ''}; x: how many times faster ours is than the other")
-    if single is not None and (single in alone or options.budget is not None):
-        budget = math.inf if options.budget is None else 60 * options.budget
-        _exit(LONG_RUNS[single](budget, options.out or Path(f"bench-{single}"), options.quick))
-        return
-    failed = 0
-    for name in options.sections or SECTIONS:
-        heading = (SECTIONS[name].__doc__ or "").splitlines()[0]
-        if name in ON_GPUS and graphics is None:
-            print(f"{name}: left out, as torch sees no GPU here ({heading})", flush=True)
-            continue
-        if name == "training" and not options.sections and graphics is not None:
-            continue  # a part of section gpu
-        print(f"{name}: {heading}", flush=True)
-        for line in SECTIONS[name](options.quick):
-            print(line, flush=True)
-            failed += isinstance(line, Check) and not line.passed
-    _exit(failed)
+    return options
 
 
 def _exit(failed: int) -> None:

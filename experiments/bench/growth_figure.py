@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6bb1", "#999933")
 MARKS = "osD^vPX*<"
@@ -50,13 +54,7 @@ def draw_growth(
                 label=name,
             )
         _guides(ax, [point for points in panel.lines.values() for point in points])
-        ax.set(xscale="log", yscale="log")
-        sizes = sorted({n for points in panel.lines.values() for n, _ in points})
-        ax.set_xticks(sizes, [f"{n:,}" for n in sizes], rotation=30)
-        ax.minorticks_off()
-        ax.set_title(panel.title, fontsize=9)
-        ax.grid(alpha=0.25, linewidth=0.5)
-        ax.tick_params(labelsize=8)
+        _scales(ax, panel)
         if place % columns == 0:
             ax.set_ylabel(unit, fontsize=9)
         if place + columns >= len(panels):
@@ -66,13 +64,23 @@ def draw_growth(
         ax.remove()
     drawn = [ax.get_legend_handles_labels() for ax in axes[: len(panels)]]
     handles = {label: handle for pair in drawn for handle, label in zip(*pair, strict=True)}
-    shown = [name for name in names if name in handles]
-    figure.legend([handles[name] for name in shown], shown, loc="outside right center", fontsize=8, frameon=False)
+    figure.legend([handles[name] for name in names], names, loc="outside right center", fontsize=8, frameon=False)
     figure.suptitle(f"{title} (dotted: n and n²)", fontsize=10, x=0.01, ha="left")
     figure.savefig(file, dpi=130)
 
 
-def _guides(ax: object, points: Sequence[tuple[int, float]]) -> None:
+def _scales(ax: Axes, panel: Panel) -> None:
+    """Logarithmic axes with a tick at each size, the title and a faint grid."""
+    ax.set(xscale="log", yscale="log")
+    sizes = sorted({n for points in panel.lines.values() for n, _ in points})
+    ax.set_xticks(sizes, [f"{n:,}" for n in sizes], rotation=30)
+    ax.minorticks_off()
+    ax.set_title(panel.title, fontsize=9)
+    ax.grid(alpha=0.25, linewidth=0.5)
+    ax.tick_params(labelsize=8)
+
+
+def _guides(ax: Axes, points: Sequence[tuple[int, float]]) -> None:
     """Lines of slope 1 and 2 through the lowest point at the smallest n."""
     first, last = min(n for n, _ in points), max(n for n, _ in points)
     if first == last:
