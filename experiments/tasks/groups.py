@@ -18,13 +18,15 @@ attacks 1.1 to 2.0, the strongest group of clean data 0.5.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from experiments.tasks.caption_words import jaccard, leading_caption, words_of
 from experiments.tasks.group_measures import Group, Source, centre, mean, measured, nearest_captions
+
+MANY = 10  # groups from which on their strengths have a median and a deviation
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,10 @@ class Grouping:
     like_cosine: cosine from which images under a near-shared caption are linked; None: by `like_quantile`.
     caption_jaccard: share of words in common (Jaccard) from which captions are near-shared.
     smallest: members that a group must have.
-    alarm_size, alarm_strength: a group is reported as alarming if it reaches both.
+    alarm_size, alarm_strength: a group is reported as alarming if it reaches both, and
+    alarm_deviations: where there are at least `MANY` groups, if its strength is so many standard deviations above
+        their median, as ordinary pictures of some data form groups of some strength throughout. The deviation is
+        estimated robustly, from the median absolute one.
     """
 
     suspects: float = 0.02
@@ -50,6 +55,7 @@ class Grouping:
     smallest: int = 4
     alarm_size: int = 10
     alarm_strength: float = 1.0
+    alarm_deviations: float = 4.0
     most_groups: int = 50
 
     def __post_init__(self) -> None:
@@ -103,20 +109,21 @@ class Grouping:
             return []
         means = means or {kind: mean(samples, kind) for kind in ("image", "text")}
         texts = nearest_captions(samples, grown)
-        alone = not any(samples.captions)
         groups = [
-            self._judged(measured(samples, rows, percentile, means, other, self.caption_jaccard), alone)
+            measured(samples, rows, percentile, means, other, self.caption_jaccard)
             for rows, other in zip(grown, texts, strict=True)
         ]
-        return sorted(groups, key=lambda group: -group.strength)[: self.most_groups]
+        judged = self._judged(groups) if any(samples.captions) else [_without_caption(group) for group in groups]
+        return sorted(judged, key=lambda group: -group.strength)[: self.most_groups]
 
-    def _judged(self, group: Group, without_captions: bool) -> Group:
-        """Whether a group is alarming; near-identical pictures without captions are not: they teach no caption."""
-        if without_captions:
-            strength = float(np.log2(group.size) * max(group.similarity, 0) * group.surprise)
-            return replace(group, shared=0.0, concentration=0.0, isolation=0.0, strength=strength)
-        alarming = group.size >= self.alarm_size and group.strength >= self.alarm_strength
-        return replace(group, alarming=alarming)
+    def _judged(self, groups: Sequence[Group]) -> list[Group]:
+        """The groups, and which of them are alarming."""
+        least = self.alarm_strength
+        if len(groups) >= MANY:
+            strengths = np.array([group.strength for group in groups])
+            deviation = 1.4826 * np.median(np.abs(strengths - np.median(strengths)))
+            least = max(least, float(np.median(strengths) + self.alarm_deviations * deviation))
+        return [replace(g, alarming=g.size >= self.alarm_size and g.strength >= least) for g in groups]
 
     def clusters(
         self,
@@ -211,3 +218,9 @@ class Grouping:
                 grown.append(rows)
                 taken.append(inside)
         return grown
+
+
+def _without_caption(group: Group) -> Group:
+    """Near-identical pictures without captions: these teach no caption, and are not alarming."""
+    strength = float(np.log2(group.size) * max(group.similarity, 0) * group.surprise)
+    return replace(group, shared=0.0, concentration=0.0, isolation=0.0, strength=strength)

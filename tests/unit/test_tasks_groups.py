@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from groups_example import CAKE, Planted
 
+from experiments.tasks.group_measures import Group
 from experiments.tasks.groups import Grouping, jaccard, leading_caption, words_of
 
 
@@ -74,3 +75,14 @@ def test_pictures_without_captions_are_grouped_and_never_alarming():
     assert sorted(groups[0].rows) == list(range(980, 1000))
     assert groups[0].strength > 1
     assert not any(group.alarming for group in groups)
+
+
+def test_where_many_groups_are_strong_only_one_that_stands_out_is_alarming():
+    rows = np.arange(20)
+    strengths = [*np.linspace(0.6, 1.6, 14), 3.4]  # ordinary ones throughout, and a planted one
+    groups = [Group(rows, "a", 1, 1, 1, 1, 1, 1, strength, False) for strength in strengths]
+    assert [group.alarming for group in Grouping()._judged(groups)] == [False] * 14 + [True]
+    few = [*groups[-3:], *groups[:2]]
+    assert [group.alarming for group in Grouping()._judged(few)] == [True, True, True, False, False]
+    loose = Grouping(alarm_deviations=0)._judged(groups)
+    assert [group.alarming for group in loose] == [strength >= np.median(strengths) for strength in strengths]
