@@ -26,7 +26,7 @@ import numpy as np
 from experiments.tasks.caption_words import jaccard, leading_caption, words_of
 from experiments.tasks.group_measures import Group, Source, centre, mean, measured, nearest_captions
 
-MANY = 10  # groups from which on their strengths have a median and a deviation
+MANY = 20  # groups from which on their strengths have a median and a deviation
 
 
 @dataclass(frozen=True)
