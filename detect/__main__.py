@@ -2,7 +2,7 @@
 
 For embeddings that exist already, such as clip-retrieval's or LAION's folders of `img_emb_<n>.npy`: keys, URLs
 and captions come from `metadata/metadata_<n>.parquet` beside them. Parquet files have a column of vectors. No
-model, no images, no labels: the order is the mean of the ranks that the chosen detectors give.
+model, no images, no labels: the order is that of Pursuit, or the mean of the ranks that the chosen detectors give.
 Integers, such as quantised embeddings, are taken as they are. More than --part-rows rows are scored part by part.
 """
 
@@ -19,12 +19,27 @@ from typing import Any
 
 import numpy as np
 
-from detect import DAO, LID, LOF, SLOF, Embeddings, IsolationForest, KDistance, LocalDetector, find_neighbours
+from detect import (
+    DAO,
+    LID,
+    LOF,
+    SLOF,
+    Embeddings,
+    IsolationForest,
+    KDistance,
+    LocalDetector,
+    Multiscale,
+    Pursuit,
+    find_neighbours,
+)
 from detect.metrics import rank, rank_share
 from detect.sample_table import escaped, pieces, plain, tables_beside, write
 from detect.vector_files import blocks, opened
 
 DETECTORS = {"kdist": KDistance, "lid": LID, "slof": SLOF, "lof": LOF, "dao": DAO, "forest": IsolationForest}
+DETECTORS |= {"multiscale": Multiscale, "pursuit": Pursuit}
+K = 16
+ALONE = {"forest", "pursuit"}  # that rank samples only among themselves
 ENDINGS = (".csv", ".parquet")
 MAX_SEED = 2**32 - 1  # that scikit-learn takes
 
@@ -38,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         detectors = _checked(options)
         files = opened(options.files, options.column)
+        detectors = detectors or {
+            name: _built(name, options) for name in _usual(options, sum(f.rows for f in files))
+        }
         trusted = None if options.reference is None else opened(options.reference, options.column)
         if trusted is not None and trusted[0].width != files[0].width:
             raise ValueError(f"--reference has {trusted[0].width} columns, the files {files[0].width}")
@@ -71,12 +89,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--detectors",
         nargs="+",
-        default=["slof", "lof", "dao"],
         choices=DETECTORS,
         metavar="NAME",
-        help=f"of {', '.join(DETECTORS)} (slof lof dao)",
+        help=f"of {', '.join(DETECTORS)} (pursuit; slof lof dao where it has too few "
+        "rows, and with --k or --reference)",
     )
-    parser.add_argument("--k", type=int, default=16, help="neighbours; above the poisons in a scope (16)")
+    parser.add_argument(
+        "--k",
+        type=int,
+        help="neighbours; above the poisons in a scope (16); not of multiscale and pursuit",
+    )
     parser.add_argument("--batch-size", type=int, default=2048, help="samples of a neighbourhood scope (2048)")
     parser.add_argument(
         "--part-rows",
@@ -101,8 +123,8 @@ def _checked(options: argparse.Namespace) -> dict[str, Any]:
         raise ValueError("--out: .parquet needs the package pyarrow; install it, or write .csv")
     if options.full and options.reference:
         raise ValueError("--full and --reference exclude each other")
-    if options.reference and "forest" in options.detectors:
-        raise ValueError("--reference is for detectors of neighbourhoods; leave out forest, which has none")
+    if options.reference and (alone := sorted(ALONE.intersection(options.detectors or ()))):
+        raise ValueError(f"--reference is for detectors of neighbourhoods alone; leave out {', '.join(alone)}")
     for name, least in (("top", 1), ("seed", 0), ("part_rows", 2)):
         if getattr(options, name) < least:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}")
@@ -110,7 +132,15 @@ def _checked(options: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"--seed must be at most {MAX_SEED}, got {options.seed}")
     if options.device is not None:
         _require_device(options.device)
-    return {name: _built(name, options) for name in options.detectors}
+    return {name: _built(name, options) for name in options.detectors or ()}
+
+
+def _usual(options: argparse.Namespace, rows: int) -> Sequence[str]:
+    """The detectors of which nobody chose any."""
+    parts = 1 if options.full else -(-rows // options.part_rows)
+    if options.k is not None or options.reference or rows // parts <= max(options.batch_size // 8, 1):
+        return "slof", "lof", "dao"
+    return ("pursuit",)
 
 
 def _require_device(name: str) -> None:
@@ -147,7 +177,11 @@ def _built(name: str, options: argparse.Namespace) -> Any:
     if not issubclass(kind, LocalDetector):
         return kind(**shared)
     scope = "reference" if options.reference else "full" if options.full else "batch"
-    return kind(k=options.k, scope=scope, batch_size=options.batch_size, **shared)
+    if issubclass(kind, Multiscale):  # neighbourhoods of its own: shares of a batch
+        wide = max(options.batch_size // 8, 1)
+        return kind(k=wide, narrow=max(wide // 8, 1), scope=scope, batch_size=options.batch_size, **shared)
+    k = K if options.k is None else options.k
+    return kind(k=k, scope=scope, batch_size=options.batch_size, **shared)
 
 
 def _scores(

@@ -121,7 +121,7 @@ def test_what_the_project_is_built_of_comes_with_make():
     """`make` installs `.[dev]`, and that the experiments."""
     chosen = {"torch", "open-clip-torch", "hydra-core", "wandb", "faiss-gpu", "pandas", "matplotlib"}
     assert chosen <= _declared("experiments")
-    assert "lookout[experiments,detectors,processes]" in PROJECT["optional-dependencies"]["dev"]
+    assert "lookout[experiments,detectors,processes,hf,scale]" in PROJECT["optional-dependencies"]["dev"]
     assert "-e '.[dev]'" in (ROOT / "Makefile").read_text()
     pinned = {line.partition("==")[0] for line in (ROOT / "constraints.txt").read_text().split()}
     assert _declared("experiments") - {"faiss-gpu", "faiss-cpu"} <= pinned

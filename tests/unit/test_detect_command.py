@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from detect import DAO, SLOF
+from detect import DAO, SLOF, Multiscale, Pursuit
 from detect.__main__ import main
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +47,16 @@ def test_the_odd_row_comes_first_and_scores_are_the_detectors_own(folder, tmp_pa
         expected = detector(k=5, scope="batch", batch_size=80).score(whole(folder))
         np.testing.assert_allclose(table[column], expected, rtol=1e-6)
     assert "240 rows" in capsys.readouterr().out
+
+
+def test_pursuit_takes_its_neighbourhoods_from_the_batch(folder, tmp_path):
+    out = tmp_path / "scores.csv"
+    assert (
+        main([str(folder), "--out", str(out), "--detectors", "pursuit", "multiscale", "--batch-size", "128"]) == 0
+    )
+    for name, kind in (("pursuit", Pursuit), ("multiscale", Multiscale)):
+        made = kind(k=16, narrow=2, scope="batch", batch_size=128, normalise=True)
+        np.testing.assert_allclose(pd.read_csv(out)[name], made.score(whole(folder)), rtol=1e-6)
 
 
 def test_against_a_reference_and_among_all(folder, tmp_path):
@@ -374,3 +384,17 @@ def test_a_pattern_without_files_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([str(tmp_path / "*.npy")])
     _assert_one_line(capsys, "no file matches")
+
+
+def test_pursuit_is_the_usual_detector_where_there_are_rows_enough(tmp_path, folder):
+    x = np.random.default_rng(0).standard_normal((600, 8)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    asked = [str(tmp_path / "x.npy"), "--out", str(tmp_path / "a.csv")]
+    for given, expected in (
+        ([], {"pursuit"}),
+        (["--part-rows", "200"], {"slof", "lof", "dao"}),  # fewer than its wide neighbourhood
+        (["--k", "8"], {"slof", "lof", "dao"}),
+        (["--reference", str(tmp_path / "x.npy")], {"slof", "lof", "dao"}),
+    ):
+        assert main([*asked, *given]) == 0
+        assert {"pursuit", "slof", "lof", "dao"}.intersection(pd.read_csv(tmp_path / "a.csv")) == expected
