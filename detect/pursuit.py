@@ -117,7 +117,8 @@ def along_directions(x: np.ndarray, ids: np.ndarray, signs: Sequence[np.ndarray]
     surprises = np.zeros(len(x))
     for direction in best_directions(z, [sign[rows] for sign in signs], rng):
         others = np.sort(z @ direction.vector)[: len(rows) - direction.size]
-        place = (x - centre) @ (whitening @ direction.vector)
+        axis = whitening @ direction.vector
+        place = np.concatenate([(x[i : i + ROWS] - centre) @ axis for i in range(0, len(x), ROWS)])
         certainty = min(max(direction.evidence, 0) / CERTAIN, 1) ** 2
         found = -norm.logsf((place - others.mean()) / max(others.std(), 1e-9)) * certainty
         surprises = np.maximum(surprises, found)
