@@ -8,6 +8,7 @@ from .clip_score import CLIPScore as CLIPScore
 from .cognitive_distillation import CognitiveDistillation as CognitiveDistillation
 from .dao import DAO as DAO
 from .drift import Drift as Drift
+from .drift_pursuit import DriftPursuit as DriftPursuit
 from .embeddings import DetectorInputs as DetectorInputs
 from .embeddings import Embeddings as Embeddings
 from .flicker import Flicker as Flicker
@@ -23,7 +24,6 @@ from .metrics import evaluate as evaluate
 from .multiscale import Multiscale as Multiscale
 from .norm import Norm as Norm
 from .outliers import Outliers as Outliers
-from .pursuit import DriftPursuit as DriftPursuit
 from .pursuit import Pursuit as Pursuit
 from .pyod import PyOD as PyOD
 from .safeclip import SafeCLIP as SafeCLIP

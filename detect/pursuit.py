@@ -9,7 +9,6 @@ from typing import ClassVar
 import numpy as np
 
 from detect.base import Detector
-from detect.drift import Drift
 from detect.embeddings import DetectorInputs, Embeddings
 from detect.metrics import rank_share
 from detect.multiscale import Multiscale
@@ -70,22 +69,6 @@ class Pursuit(Multiscale):
 
     def score_rows(self, table: Neighbours) -> np.ndarray:
         raise TypeError(f"{type(self).__name__} has no score of reference rows")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DriftPursuit(Pursuit):
-    """`Pursuit` guided by `Drift` too, whose surprise is the third of the cubic mean.
-
-    A group's members then count as surprising in the mean by Multiscale or by Drift, whichever is larger.
-
-    k, narrow: the wide and the narrow number of neighbours of Multiscale, self excluded.
-    """
-
-    needs: ClassVar[frozenset[str]] = frozenset({"drift"})
-    built_on: ClassVar[tuple[type[Detector], ...]] = (Drift, Multiscale, Pursuit)
-
-    def signs(self, neighbours: Neighbours, inputs: DetectorInputs) -> list[np.ndarray]:
-        return [*super().signs(neighbours, inputs), Drift().score(inputs)]
 
 
 def surprise(scores: np.ndarray) -> np.ndarray:

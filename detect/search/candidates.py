@@ -36,6 +36,7 @@ EXTRA = 8  # candidates beyond k in float32, so that few queries are searched tw
 EXTRA_BFLOAT16 = 46  # the same in bfloat16
 RHO = {"float32": 2.0**-22, "bfloat16": 2.0**-8}  # rounding of half of A as it is stored: equation (3)
 MIN_PARTITION_ROWS = 8192  # among fewer, products of all pairs are faster than cells
+MIN_TILED_ROWS = 8192  # on CPUs in bfloat16: among fewer, selection costs less than a mirrored tile saves
 MAX_SHARE = {"float32": 0.25, "bfloat16": 0.1}  # of pairs left, up to which cells are faster than all products
 EXTRA_ON_GPU = 32  # beyond what the pilot sample needs: a row costs little in a list, and much if searched again
 USE_KERNELS = True  # those of `detect.search.kernels`, where they work; the benchmark compares with False
@@ -110,8 +111,8 @@ _CandidateSearch = Callable[["Tensor"], _Blocks]
 def _by_products(search: PreparedRows, exclude_self: bool) -> _CandidateSearch:
     device_type = search.base.device.type
     bfloat16 = fast_bfloat16(device_type) and search.d >= 64
-    # A single tile has nothing to mirror. On CPUs, selection among bfloat16 numbers costs less than a mirror saves.
-    least = MIN_PARTITION_ROWS if bfloat16 and device_type == "cpu" else 2 * tile_side(device_type)
+    # A single tile has nothing to mirror, and products without a running threshold are faster then.
+    least = MIN_TILED_ROWS if bfloat16 and device_type == "cpu" else 2 * tile_side(device_type)
     tiles = len(search.base) >= least
 
     def blocks(queries: Tensor) -> _Blocks:

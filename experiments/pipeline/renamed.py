@@ -16,7 +16,6 @@ KEYS = {  # consecutive parts of a key: what they are called now
     "tandem.slight": "tandem.eps",
     "dao.log": "dao.form",
     "loss.slow_pace": "loss.slow_lr_scale",
-    "detector.drift_density": "detector.drift_pursuit",
 }
 VALUES = {  # the last parts of a key, as they are called now: value -> what it is called now
     "convention": {"reference": "paper_code"},

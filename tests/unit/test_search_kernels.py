@@ -27,6 +27,7 @@ def kernels(monkeypatch):
     monkeypatch.setitem(module.BLOCK, "ROWS", 256)
     monkeypatch.setitem(module.BLOCK, "COLUMNS", 256)
     monkeypatch.setattr(candidates, "MIN_PARTITION_ROWS", 10**9)
+    monkeypatch.setattr(candidates, "MIN_TILED_ROWS", 64)
     monkeypatch.setattr(candidates, "EXTRA_ON_GPU", 2)
     monkeypatch.setattr(tiles, "TILE", 32)
     for user in (candidates, knn):

@@ -23,6 +23,7 @@ def backend(request, monkeypatch) -> str:
     monkeypatch.setattr(candidates, "fast_bfloat16", lambda device: "bfloat16" in request.param)
     if "tiles" in request.param or request.param == "cells":
         monkeypatch.setattr(tiles, "TILE", 64)
+        monkeypatch.setattr(candidates, "MIN_TILED_ROWS", 128)
     if request.param == "cells":
         monkeypatch.setattr(candidates, "MIN_PARTITION_ROWS", 1)
         monkeypatch.setattr(candidates, "MAX_SHARE", {"float32": 2.0, "bfloat16": 2.0})
@@ -65,6 +66,7 @@ def test_a_copy_of_the_base_has_the_neighbours_of_the_base(backend):
 @pytest.mark.parametrize("rows", [127, 128])
 def test_a_single_tile_is_left_to_plain_products(rows, monkeypatch):
     monkeypatch.setattr(tiles, "TILE", 64)
+    monkeypatch.setattr(candidates, "MIN_TILED_ROWS", 128)
     taken = []
     tile_candidates = candidates.tile_candidates
     monkeypatch.setattr(
