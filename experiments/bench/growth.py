@@ -11,16 +11,14 @@ more than `LONGEST`.
 
 from __future__ import annotations
 
-import csv
 import math
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields
 from pathlib import Path
 
 from experiments.bench.growth_stages import STAGES, Row, Simulated
-from experiments.bench.report import Note, long_run
+from experiments.bench.report import Note, long_run, write_rows
 
 ROWS, QUICK_ROWS = (10_000, 30_000, 100_000, 300_000, 1_000_000), (500, 1_500)
 WARM_UP = 300  # samples of a first round, in which packages are loaded
@@ -32,20 +30,12 @@ def run(budget: float, out: Path, quick: bool) -> int:
     """Time and peak memory of each stage against the number of samples"""
     out.mkdir(parents=True, exist_ok=True)
     measured: list[Row] = []
-    with (out / "growth.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-        writer.writeheader()
-        try:
-            for line in measure(QUICK_ROWS if quick else ROWS, budget):
-                print(line if isinstance(line, Note) else _printed(line), flush=True)
-                if isinstance(line, Row):
-                    measured.append(line)
-                    writer.writerow(asdict(line))
-                    file.flush()
-        finally:  # also where it was interrupted
-            if measured:
-                write_table(measured, out / "growth.md")
-                draw(measured, out)
+    try:
+        write_rows(out / "growth.csv", Row, measure(QUICK_ROWS if quick else ROWS, budget), _printed, measured)
+    finally:  # also where it was interrupted
+        if measured:
+            write_table(measured, out / "growth.md")
+            draw(measured, out)
     print(f"written: {out}/growth.csv, growth.md, growth-seconds.png, growth-memory.png")
     return 0
 

@@ -11,17 +11,16 @@ budget, or more than `LONGEST`. A package that is not installed is left out, and
 
 from __future__ import annotations
 
-import csv
 import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from experiments.bench.peer_sides import OURS, SIDES, Score, missing
-from experiments.bench.report import Note, clustered, long_run
+from experiments.bench.report import Note, clustered, long_run, write_rows
 
 ROWS, WIDTHS, QUICK_ROWS, QUICK_WIDTHS = (
     (2_048, 8_192, 20_000, 50_000, 200_000),
@@ -99,20 +98,12 @@ def run(budget: float, out: Path, quick: bool) -> int:
         print(note)
     planned = cells(QUICK_ROWS, QUICK_WIDTHS) if quick else cells(ROWS, WIDTHS)
     measured: list[Row] = []
-    with (out / "peers.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-        writer.writeheader()
-        try:
-            for line in measure(planned, budget):
-                print(line if isinstance(line, Note) else _printed(line), flush=True)
-                if isinstance(line, Row):
-                    measured.append(line)
-                    writer.writerow(asdict(line))
-                    file.flush()
-        finally:  # also where it was interrupted
-            if measured:
-                write_table(measured, out / "peers.md")
-                draw(measured, out / "peers.png")
+    try:
+        write_rows(out / "peers.csv", Row, measure(planned, budget), _printed, measured)
+    finally:  # also where it was interrupted
+        if measured:
+            write_table(measured, out / "peers.md")
+            draw(measured, out / "peers.png")
     print(f"written: {out}/peers.csv, peers.md, peers.png")
     return 0
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import gc
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +121,18 @@ def clustered(n: int, d: int = 512, seed: int = 0, device: str = "cpu") -> np.nd
         rows = (group == number).nonzero().flatten()
         x[rows] += normal(len(rows), 24) @ spread[number]
     return x.cpu().numpy()
+
+
+def write_rows(
+    file: Path, kind: type, lines: Iterator[Any], printed: Callable[[Any], str], measured: list[Any]
+) -> None:
+    """Print each line; write those of the dataclass `kind` to a CSV file, and add them to `measured`."""
+    with file.open("w", newline="") as opened:
+        writer = csv.DictWriter(opened, [field.name for field in fields(kind)])
+        writer.writeheader()
+        for line in lines:
+            print(printed(line) if isinstance(line, kind) else line, flush=True)
+            if isinstance(line, kind):
+                measured.append(line)
+                writer.writerow({field.name: getattr(line, field.name) for field in fields(kind)})
+                opened.flush()
